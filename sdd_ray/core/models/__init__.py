@@ -1,0 +1,1 @@
+"""Networks: recognition backbones and the quality head."""

@@ -1,0 +1,1 @@
+"""Paths and URIs, atomic publishing, weights and run manifests."""
