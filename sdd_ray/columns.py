@@ -1,0 +1,76 @@
+"""Column names and Arrow schemas of every dataset that the commands exchange.
+
+``image_id`` is the key everywhere, never the order of rows; it leads back to the image.
+"""
+
+import pyarrow as pa
+
+IMAGE_ID = "image_id"
+IDENTITY = "identity"
+EMBEDDING = "embedding"
+NORM = "norm"
+CONTENT = "content"
+PSEUDO_LABEL = "pseudo_label"
+DISTANCE = "distance"
+QUALITY = "quality"
+RAW_QUALITY = "raw"
+REASON = "reason"
+
+INDEX = pa.schema([(IMAGE_ID, pa.string()), (IDENTITY, pa.string())])
+"""What a source lists: one row an image, identity null where the source names none."""
+
+REJECTS = pa.schema([(IMAGE_ID, pa.string()), (REASON, pa.string()), ("detail", pa.string())])
+"""Rows set aside, in every output as rejects.parquet."""
+
+QUALITIES = pa.schema(
+    [
+        (IMAGE_ID, pa.string()),
+        (QUALITY, pa.int8()),
+        (RAW_QUALITY, pa.float32()),
+        (REASON, pa.string()),
+    ]
+)
+"""Quality 0-100, larger is better, -1 where an image could not be assessed (then with the reason)."""
+
+LABELS = pa.schema(
+    [
+        (IMAGE_ID, pa.string()),
+        (IDENTITY, pa.string()),
+        (DISTANCE, pa.float32()),
+        ("error_bound", pa.float32()),
+        (PSEUDO_LABEL, pa.float32()),
+        ("method", pa.string()),
+        ("num_mated", pa.int64()),
+        ("num_nonmated", pa.int64()),
+        ("mated_mean", pa.float32()),
+        ("mated_std", pa.float32()),
+        ("nonmated_mean", pa.float32()),
+        ("nonmated_std", pa.float32()),
+        ("signed_gap", pa.float32()),
+        (REASON, pa.string()),
+    ]
+)
+"""Distance: Wasserstein-1 between the image's mated and nonmated similarities, in [0, 2]; null with a
+reason where an image has none of either kind. Error bound: half-width of the distance, 0 = exact."""
+
+SPLITS = pa.schema([(IDENTITY, pa.string()), ("part", pa.string())])
+"""Which identities a model was trained on: part is train, validation or holdout."""
+
+_STORAGE = {"float32": pa.float32(), "float16": pa.float16()}
+
+
+def embeddings(size: int, storage: str = "float32") -> pa.Schema:
+    """Return the schema of embeddings of `size` numbers, stored as float32 or float16.
+
+    Embeddings have unit length; ``norm`` is the length before that. ``content`` is a 64-bit digest
+    of the decoded pixels, by which equal images are found.
+    """
+    return pa.schema(
+        [
+            (IMAGE_ID, pa.string()),
+            (IDENTITY, pa.string()),
+            (EMBEDDING, pa.list_(_STORAGE[storage], size)),
+            (NORM, pa.float32()),
+            (CONTENT, pa.uint64()),
+        ]
+    )

@@ -1,0 +1,277 @@
+"""Configuration: a YAML file plus dotted overrides, checked into a frozen tree of `settings`.
+
+Order of precedence: defaults, file, overrides. All errors are reported at once, each with its
+dotted key and, for a misspelt key, the nearest right one. Nothing here imports Ray or torch.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from sdd_ray.errors import ConfigError, SddError
+
+Tree = TypeVar("Tree")
+
+EXECUTION_KEYS = frozenset({"output", "ray", "resources"})
+"""Top-level keys that say where and how a command runs; they never change what it computes."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that also reads ``1e-4`` as a number (YAML 1.2) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def load_config(schema: type[Tree], file: str | Path | None, overrides: Sequence[str] = ()) -> Tree:
+    """Return the checked configuration tree of a command.
+
+    Args:
+        schema: The root class in `sdd_ray.settings`.
+        file: YAML file, or None for the defaults alone.
+        overrides: ``dotted.key=value`` strings; values are read as YAML.
+
+    Raises:
+        ConfigError: The file cannot be read, or any key or value is wrong; the message has one line
+            for each mistake.
+    """
+    tree = _read_yaml(file) if file is not None else {}
+    mistakes = [m for text in overrides if (m := _apply_override(tree, text))]
+    try:
+        # By way of JSON, so that what a manifest records reads back to the same tree.
+        text = json.dumps(tree, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{file}: not plain data ({error}); quote dates and other text") from None
+    config: Tree | None = None
+    try:
+        config = TypeAdapter(schema).validate_json(text, strict=True)
+    except ValidationError as error:
+        mistakes += [_describe(schema, item) for item in error.errors(include_url=False)]
+    if mistakes or config is None:
+        raise ConfigError("\n".join(["wrong configuration", *("  " + m for m in mistakes)]))
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return the tree as plain data that `load_config` reads back to an equal tree."""
+    result: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return result
+
+
+def identity_of(config: Any) -> dict[str, Any]:
+    """Return the part of the tree that decides the results, without `EXECUTION_KEYS`."""
+    return {key: value for key, value in to_dict(config).items() if key not in EXECUTION_KEYS}
+
+
+def digest_of(tree: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hexadecimal) of a tree of plain data, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def write_yaml(tree: Mapping[str, Any]) -> str:
+    """Return the tree as YAML text that `load_config` reads."""
+    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+
+
+def main(schema: type[Tree], run: Callable[[Tree], None], argv: Sequence[str] | None = None) -> int:
+    """Parse the command line of a command, run it, and return its exit status.
+
+    Status 0: done; 1: an `SddError`, its message printed without a traceback; 2: wrong usage or
+    configuration; 130: interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    program = f"python -m {_module_name(run)}"
+    try:
+        if "-h" in argv or "--help" in argv:
+            _say(help_text(schema, program))
+            return 0
+        file, overrides = _parse(argv)
+        run(load_config(schema, file, overrides))
+    except SddError as error:
+        _complain(f"{program}: {error}")
+        return error.exit_status
+    except KeyboardInterrupt:
+        _complain(f"{program}: interrupted; the same command goes on from what is finished")
+        return 130
+    return 0
+
+
+def help_text(schema: type[Any], program: str) -> str:
+    """Return the help of a command, made from the docstrings of its settings."""
+    lines = [f"usage: {program} --config FILE [dotted.key=value ...]", ""]
+    lines += [
+        (schema.__doc__ or "").strip(),
+        "",
+        "Keys (default), any of them in FILE or after it:",
+        "",
+    ]
+    for key, kind, default, text in describe_fields(schema):
+        lines.append(f"  {key}: {kind}{default}")
+        lines += [f"      {line}" for line in text.splitlines()]
+    return "\n".join(lines)
+
+
+def describe_fields(schema: type[Any], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Yield (dotted key, type, default in brackets, docstring) of every option below `schema`."""
+    hints = typing.get_type_hints(schema)
+    for name, info in schema.__pydantic_fields__.items():
+        nested = _nested(hints[name])
+        if nested is not None:
+            yield from describe_fields(nested, f"{prefix}{name}.")
+            continue
+        required = info.is_required()
+        default = " (required)" if required else f" ({_default_text(info)})"
+        yield f"{prefix}{name}", _type_text(hints[name]), default, (info.description or "").strip()
+
+
+def known_keys(schema: type[Any]) -> list[str]:
+    """Return every dotted key below `schema`, groups of keys included."""
+    keys = [key for key, *_ in describe_fields(schema)]
+    groups = {
+        ".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 1)
+    }
+    return keys + sorted(groups)
+
+
+def _default_text(info: Any) -> str:
+    default = info.get_default(call_default_factory=True)
+    return json.dumps(default, default=to_dict)
+
+
+def _read_yaml(file: str | Path) -> dict[str, Any]:
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {file}: {error}") from None
+    try:
+        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: expected keys and values, got {type(tree).__name__}")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], text: str) -> str | None:
+    """Set one ``dotted.key=value`` in the tree; return what is wrong with it, if anything."""
+    key, equals, value_text = text.partition("=")
+    if not equals or not key:
+        return f"{text!r}: expected dotted.key=value"
+    try:
+        value = yaml.load(value_text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError:
+        return f"{key}: {value_text!r} is not a YAML value"
+    *parents, last = key.split(".")
+    branch = tree
+    for parent in parents:
+        child = branch.setdefault(parent, {})
+        if not isinstance(child, dict):
+            return f"{key}: {parent} holds a value, not keys"
+        branch = child
+    branch[last] = value
+    return None
+
+
+def _describe(schema: type[Any], item: Any) -> str:
+    location = item["loc"]
+    key = ".".join(str(part) for part in location)
+    if item["type"] == "unexpected_keyword_argument":
+        near = difflib.get_close_matches(key, known_keys(schema), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{key}: no such key{hint}"
+    if item["type"] == "missing":
+        return f"{key}: required, and not given"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    given = item.get("input")
+    if isinstance(given, dict):
+        return f"{key or 'configuration'}: {message}"
+    return f"{key}: {message} (got {json.dumps(given, default=str)})"
+
+
+def _parse(argv: list[str]) -> tuple[str | None, list[str]]:
+    file: str | None = None
+    overrides: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            file = next(words, None)
+            if file is None:
+                raise ConfigError("--config: expected a file after it")
+        elif word.startswith("--config="):
+            file = word.removeprefix("--config=")
+        elif word.startswith("-"):
+            raise ConfigError(f"{word}: no such option; options are dotted.key=value, see --help")
+        else:
+            overrides.append(word)
+    return file, overrides
+
+
+def _nested(hint: Any) -> type[Any] | None:
+    return hint if dataclasses.is_dataclass(hint) and isinstance(hint, type) else None
+
+
+_PLAIN = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
+
+
+def _type_text(hint: Any) -> str:
+    """Return a type as people write it: ``integer``, ``one of a, b``, ``list of text``."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    texts = [
+        _type_text(a) if isinstance(a, type) or typing.get_origin(a) else str(a) for a in arguments
+    ]
+    forms: dict[Any, Callable[[], str]] = {
+        typing.Annotated: lambda: texts[0],
+        typing.Literal: lambda: "one of " + ", ".join(texts),
+        typing.Union: lambda: " or ".join(texts),
+        types.UnionType: lambda: " or ".join(texts),
+        tuple: lambda: f"list of {texts[0]}",
+        dict: lambda: "keys and values",
+    }
+    if origin in forms:
+        return forms[origin]()
+    return _PLAIN.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _module_name(run: Callable[..., Any]) -> str:
+    name = run.__module__
+    if name == "__main__":
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        return spec.name if spec else "sdd_ray"
+    return name
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(text + "\n")

@@ -1,0 +1,179 @@
+"""Paths and URIs: one way to list, read and write local folders and s3:// prefixes.
+
+A file is written whole or not at all: aside and renamed on a local disk, in a single request on S3.
+"""
+
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from sdd_ray.errors import InputError, OutputError
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder on a local path or an s3:// URI. Small, and may travel to workers."""
+
+    uri: str
+
+    def __truediv__(self, name: str) -> "Location":
+        """Return the location of `name` below this one."""
+        return Location(f"{self.uri.rstrip('/')}/{name}")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a path of the local file system."""
+        return "://" not in self.uri
+
+    def absolute(self) -> "Location":
+        """Return the same place for processes with another working directory."""
+        return Location(str(Path(self.uri).expanduser().absolute())) if self.is_local else self
+
+    def exists(self) -> bool:
+        """Return whether a file or folder is there.
+
+        Raises:
+            InputError: The store does not answer, or forbids to look.
+        """
+        return self._info().type != fs.FileType.NotFound
+
+    def is_folder(self) -> bool:
+        """Return whether this is a folder."""
+        return bool(self._info().type == fs.FileType.Directory)
+
+    def read_bytes(self) -> bytes:
+        """Return the content of the file.
+
+        Raises:
+            InputError: The file is missing or cannot be read.
+        """
+        with self.open() as stream:
+            try:
+                content: bytes = stream.read()
+            except OSError as error:
+                raise InputError(f"cannot read {self.uri}: {error}") from error
+        return content
+
+    def open(self) -> pa.NativeFile:
+        """Return the file opened for reading at any position.
+
+        Raises:
+            InputError: The file is missing or cannot be opened.
+        """
+        system, path = resolve(self.uri)
+        try:
+            return system.open_input_file(path)
+        except OSError as error:
+            raise InputError(f"cannot read {self.uri}: {error}") from error
+
+    def write_bytes(self, content: bytes) -> None:
+        """Write the file, whole or not at all; folders above it are made.
+
+        Raises:
+            OutputError: The place cannot be written, for example because the disk is full.
+        """
+        try:
+            if self.is_local:
+                _write_local(Path(self.uri), content)
+            else:
+                system, path = resolve(self.uri)
+                with system.open_output_stream(path) as stream:
+                    stream.write(content)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.uri}: {error}") from error
+
+    def remove(self) -> None:
+        """Remove the file if it is there.
+
+        Raises:
+            OutputError: It cannot be removed.
+        """
+        system, path = resolve(self.uri)
+        try:
+            system.delete_file(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise OutputError(f"cannot remove {self.uri}: {error}") from error
+
+    def names(self) -> list[str]:
+        """Return the sorted names of the files and folders directly in this folder.
+
+        Raises:
+            InputError: The folder cannot be listed.
+        """
+        return [name for name, _ in self.entries()]
+
+    def entries(self) -> Iterator[tuple[str, bool]]:
+        """Yield (name, is a folder) of everything directly in this folder, sorted by name.
+
+        Raises:
+            InputError: The folder is missing or cannot be listed.
+        """
+        system, path = resolve(self.uri)
+        try:
+            if self.is_local:
+                with os.scandir(path) as found:
+                    pairs = [(entry.name, entry.is_dir()) for entry in found]
+            else:
+                listed = system.get_file_info(fs.FileSelector(path))
+                pairs = [(info.base_name, info.type == fs.FileType.Directory) for info in listed]
+        except OSError as error:
+            raise InputError(f"cannot list the folder {self.uri}: {error}") from error
+        yield from sorted(pairs)
+
+    def _info(self) -> fs.FileInfo:
+        system, path = resolve(self.uri)
+        try:
+            return system.get_file_info(path)
+        except OSError as error:
+            raise InputError(f"cannot look at {self.uri}: {error}") from error
+
+
+def resolve(uri: str) -> tuple[fs.FileSystem, str]:
+    """Return the file system of a path or URI, and the path within it.
+
+    S3 takes credentials, region and ``AWS_ENDPOINT_URL`` from the environment.
+
+    Raises:
+        InputError: The scheme is not known.
+    """
+    if "://" not in uri:
+        return _local(), str(Path(uri).expanduser())
+    scheme, _, rest = uri.partition("://")
+    if scheme == "file":
+        return _local(), rest
+    if scheme == "s3":
+        return _s3(), rest.rstrip("/")
+    raise InputError(f"{uri}: unknown scheme {scheme}://; expected a local path or s3://")
+
+
+@lru_cache(maxsize=1)
+def _local() -> fs.FileSystem:
+    return fs.LocalFileSystem()
+
+
+@lru_cache(maxsize=1)
+def _s3() -> fs.FileSystem:
+    return fs.S3FileSystem(retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=8))
+
+
+def _write_local(path: Path, content: bytes) -> None:
+    path = path.expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with aside.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
