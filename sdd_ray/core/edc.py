@@ -1,0 +1,247 @@
+"""What a quality is worth: error rates after the comparisons of lowest quality are discarded.
+
+Two curves are in use, and their numbers must not be mixed:
+
+- `fnm_edc`, the error versus discard characteristic of ISO/IEC 29794-1: mated comparisons only, the
+  threshold fixed before anything is discarded.
+- `evrc`, the error versus reject curve of the paper and its successors: mated and nonmated
+  comparisons are discarded together, and the threshold is solved again on the nonmated comparisons
+  that remain, so that the false match rate stays put.
+
+Three rules hold for both. The quality of a comparison is the lower one of its two images, so that
+discarding by it is the same as discarding images. Comparisons of equal quality leave together: a
+quality threshold cannot separate them, and an order made up among them would decide the result. A
+quality that is NaN (failure to assess) is lower than every number and leaves first.
+
+Random and oracle baselines are no functions of their own: call the same function with random
+qualities, or with those of the oracle.
+
+Shapes: M mated comparisons, N nonmated comparisons, K points of a curve.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdd_ray.core.error_rates import (
+    Similarities,
+    check_similarities,
+    counts_within,
+    fnmr,
+    is_false_non_match,
+    threshold_at_fmr,
+)
+
+# 0, 0.05, ... 0.95: the grid of the paper's figures. Divided, since 3 * 0.05 > 0.15 in binary.
+EVRC_DISCARD_FRACTIONS: NDArray[np.float64] = np.arange(20) / 20
+EVRC_DISCARD_FRACTIONS.setflags(write=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparisons:
+    """Comparisons of one kind, mated or nonmated, with the quality of each.
+
+    Attributes:
+        similarities: (M,) or (N,) comparison scores, larger is more alike, no NaN.
+        pair_qualities: As many qualities in any unit, larger is better, as `pair_qualities` gives;
+            NaN and minus infinity both mean failure to assess.
+
+    Raises:
+        ValueError: The shapes differ, there is no comparison, or a similarity is NaN.
+    """
+
+    similarities: Similarities
+    pair_qualities: NDArray[np.float32] | NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        check_similarities(self.similarities, "comparison")
+        if self.similarities.shape != self.pair_qualities.shape:
+            raise ValueError(
+                "expected one pair quality for each similarity, got shapes "
+                f"{self.pair_qualities.shape} and {self.similarities.shape}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorDiscardCurve:
+    """False non-match rate over the share of comparisons discarded: a step function.
+
+    Each value holds from its discard fraction up to the next one. There is no point at 1, where no
+    comparison remains.
+
+    Attributes:
+        discard_fractions: (K,) increasing, from 0, below 1.
+        errors: (K,) false non-match rates of the comparisons that remain; NaN where undefined.
+        thresholds: (K,) similarity that decided; NaN where the operating point is unattainable.
+        num_remaining: (K,) mated comparisons that remain, the denominators of `errors`.
+    """
+
+    discard_fractions: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    thresholds: NDArray[np.float64]
+    num_remaining: NDArray[np.int64]
+
+
+def pair_qualities(
+    first: NDArray[np.float32] | NDArray[np.float64],
+    second: NDArray[np.float32] | NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return the quality of each comparison: the lower one of its two images.
+
+    Args:
+        first: (M,) quality of one image of each comparison, NaN for a failure to assess.
+        second: (M,) the same of the other image.
+
+    Returns:
+        (M,) the minimum; NaN where either is NaN.
+
+    Raises:
+        ValueError: The shapes differ.
+
+    Example:
+        >>> pair_qualities(np.array([3.0, 5.0, np.nan]), np.array([4.0, 2.0, 9.0])).tolist()
+        [3.0, 2.0, nan]
+    """
+    if first.shape != second.shape:
+        raise ValueError(
+            f"expected two arrays of equal shape, got {first.shape} and {second.shape}"
+        )
+    return np.minimum(first, second).astype(np.float64)
+
+
+def fnm_edc(mated: Comparisons, threshold: float) -> ErrorDiscardCurve:
+    """Return the exact error versus discard characteristic for false non-matches.
+
+    The threshold stays what it was before anything was discarded. The discard fraction is a share
+    of the M mated comparisons. There is one point for each distinct pair quality: at the point of
+    quality t, the comparisons of a quality below t are gone.
+
+    Args:
+        mated: M comparisons of one person with their qualities.
+        threshold: Similarity, such as `threshold_at_fmr(...).threshold`; NaN makes every error NaN.
+
+    Returns:
+        The curve; its first error is `fnmr(mated.similarities, threshold)`.
+
+    Source:
+        ISO/IEC 29794-1:2024, 11.2; Grother and Tabassi, "Performance of Biometric Quality
+        Measures", 2007. Discarding by the minimum: Schlett et al., arXiv:2303.13294.
+
+    Example:
+        >>> mated = Comparisons(np.array([0.1, 0.9, 0.2, 0.8]), np.array([1.0, 2.0, 2.0, 3.0]))
+        >>> curve = fnm_edc(mated, threshold=0.5)
+        >>> curve.discard_fractions.tolist(), curve.errors.round(4).tolist()
+        ([0.0, 0.25, 0.75], [0.5, 0.3333, 0.0])
+    """
+    qualities = _ranked(mated.pair_qualities)
+    is_wrong = is_false_non_match(mated.similarities, threshold)
+    wrong_qualities = np.sort(qualities[is_wrong])
+    qualities.sort()
+    num_discarded = np.concatenate([[0], np.flatnonzero(qualities[1:] != qualities[:-1]) + 1])
+    num_remaining = qualities.size - num_discarded
+    num_wrong_discarded = np.searchsorted(wrong_qualities, qualities[num_discarded])
+    errors = (wrong_qualities.size - num_wrong_discarded) / num_remaining
+    return ErrorDiscardCurve(
+        discard_fractions=num_discarded / qualities.size,
+        errors=np.full_like(errors, np.nan) if math.isnan(threshold) else errors,
+        thresholds=np.full_like(errors, threshold),
+        num_remaining=num_remaining,
+    )
+
+
+def evrc(
+    mated: Comparisons,
+    nonmated: Comparisons,
+    fmr: float,
+    discard_fractions: NDArray[np.float64] = EVRC_DISCARD_FRACTIONS,
+) -> ErrorDiscardCurve:
+    """Return the paper's error versus reject curve: the threshold is solved again at each point.
+
+    The discard fraction is a share of all M + N comparisons, mated and nonmated pooled, so the more
+    numerous kind (nonmated, as a rule) dominates it. At each fraction as many of the comparisons of
+    lowest pair quality leave as ties allow without exceeding it.
+
+    Args:
+        mated: M comparisons of one person with their qualities.
+        nonmated: N comparisons of two people, qualities in the same unit.
+        fmr: False match rate to hold, in (0, 1).
+        discard_fractions: (K,) increasing, from 0, below 1.
+
+    Returns:
+        The curve at the given fractions. An error is NaN where too few nonmated comparisons remain
+        for `fmr`, or where no mated comparison remains.
+
+    Raises:
+        ValueError: `fmr` or `discard_fractions` is out of range.
+
+    Source:
+        Ou et al., "SDD-FIQA", CVPR 2021, section 3.1.
+    """
+    _check_fractions(discard_fractions)
+    mated_qualities, mated_similarities = _sorted_by_quality(mated)
+    nonmated_qualities, nonmated_similarities = _sorted_by_quality(nonmated)
+    pooled = np.sort(np.concatenate([mated_qualities, nonmated_qualities]))
+    lowest_kept = pooled[counts_within(discard_fractions, pooled.size)]
+    mated_starts = np.searchsorted(mated_qualities, lowest_kept)
+    nonmated_starts = np.searchsorted(nonmated_qualities, lowest_kept)
+    points = [
+        _solve(mated_similarities[mated_start:], nonmated_similarities[nonmated_start:], fmr)
+        for mated_start, nonmated_start in zip(mated_starts, nonmated_starts, strict=True)
+    ]
+    return ErrorDiscardCurve(
+        discard_fractions=discard_fractions,
+        errors=np.array([error for error, _ in points]),
+        thresholds=np.array([threshold for _, threshold in points]),
+        num_remaining=mated_qualities.size - mated_starts,
+    )
+
+
+def errors_at(
+    curve: ErrorDiscardCurve, discard_fractions: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the errors of a curve when at most the given fractions are discarded.
+
+    Args:
+        curve: A step function of K points.
+        discard_fractions: (J,) values in [0, 1); between two steps the lower one counts, since the
+            comparisons of the next quality could only leave together.
+
+    Returns:
+        (J,) false non-match rates.
+
+    Raises:
+        ValueError: A fraction is outside [0, 1).
+    """
+    if not np.all((discard_fractions >= 0) & (discard_fractions < 1)):
+        raise ValueError(f"expected discard fractions in [0, 1), got {discard_fractions}")
+    return curve.errors[np.searchsorted(curve.discard_fractions, discard_fractions, "right") - 1]
+
+
+def _ranked(qualities: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a copy in which a failure to assess is lower than every number."""
+    return np.where(np.isnan(qualities), -np.inf, qualities).astype(np.float64)
+
+
+def _sorted_by_quality(comparisons: Comparisons) -> tuple[NDArray[np.float64], Similarities]:
+    qualities = _ranked(comparisons.pair_qualities)
+    order = np.argsort(qualities)
+    return qualities[order], comparisons.similarities[order]
+
+
+def _solve(mated: Similarities, nonmated: Similarities, fmr: float) -> tuple[float, float]:
+    """Return the false non-match rate and the threshold at a false match rate, or NaN."""
+    if mated.size == 0 or nonmated.size == 0:
+        return math.nan, math.nan
+    threshold = threshold_at_fmr(nonmated, fmr).threshold
+    return fnmr(mated, threshold), threshold
+
+
+def _check_fractions(discard_fractions: NDArray[np.float64]) -> None:
+    fractions = np.asarray(discard_fractions)
+    in_order = fractions.ndim == 1 and fractions.size > 0 and bool(np.all(np.diff(fractions) > 0))
+    if not in_order or fractions[0] != 0 or not fractions[-1] < 1:
+        raise ValueError(
+            f"expected discard fractions that increase from 0 to below 1, got {fractions}"
+        )
