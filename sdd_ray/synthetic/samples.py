@@ -107,8 +107,18 @@ def draw_sample(spec: SyntheticSet, identity: int, index: int) -> Sample:
     if lot < spec.degraded_share:
         kind, severity = DEGRADATIONS[int(choice * len(DEGRADATIONS))], 1 - evenly
         image = degrade(image, kind, severity, generator)
-    image_id = f"synthetic/{spec.seed}/{identity:06d}/{index:04d}"
-    return Sample(image, image_id, f"{identity:06d}", kind, severity)
+    image_id = image_id_of(spec.seed, identity, index)
+    return Sample(image, image_id, identity_name(identity), kind, severity)
+
+
+def image_id_of(seed: int, identity: int, index: int) -> str:
+    """Return the image_id of a picture, which `parse` takes apart."""
+    return f"synthetic/{seed}/{identity_name(identity)}/{index:04d}"
+
+
+def identity_name(identity: int) -> str:
+    """Return the name of a person: the number in six digits or more."""
+    return f"{identity:06d}"
 
 
 def keys(spec: SyntheticSet) -> Iterator[tuple[int, int]]:
