@@ -1,0 +1,175 @@
+"""Error versus discard curves of several qualities in one picture.
+
+Shapes: K points of a curve.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from sdd_ray.report import drawing
+from sdd_ray.report.drawing import Figure, new_axes, theme, to_svg
+
+CurveKind = Literal["model", "label", "severity", "norm", "random", "oracle"]
+
+_NUM_POINTS = 400
+_NAME_GAP = 0.075  # of the height of the axes: two names need this much to be told apart
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """An error versus discard curve with the name and the kind of its quality.
+
+    Attributes:
+        name: Written at the end of its line.
+        kind: What the quality is; decides colour, dashes and marker.
+        discard_fractions: (K,) increasing, from 0.
+        errors: (K,) error rates in [0, 1]; NaN where undefined, a gap in the line.
+    """
+
+    name: str
+    kind: CurveKind
+    discard_fractions: NDArray[np.floating[Any]]
+    errors: NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class _Style:
+    colour: str
+    dashes: Any
+    marker: str
+    width: float
+    order: int
+
+
+_STYLES: dict[CurveKind, _Style] = {
+    "model": _Style(drawing.BLUE, "-", "o", 2.6, 6),
+    "label": _Style(drawing.ORANGE, (0, (6, 1.6)), "s", 2.0, 5),
+    "severity": _Style(drawing.GREEN, (0, (5, 1.6, 1.2, 1.6)), "^", 2.0, 4),
+    "norm": _Style(drawing.PURPLE, (0, (3, 1.4)), "D", 2.0, 3),
+    "random": _Style(drawing.GREY, (0, (1.2, 1.6)), "x", 1.8, 2),
+    "oracle": _Style(drawing.INK, (0, (8, 2, 1, 2, 1, 2)), "v", 1.4, 1),
+}
+
+
+@theme()
+def error_curves(
+    curves: Sequence[Curve], title: str, *, stepped: bool, discard_limit: float = 0.95
+) -> Figure:
+    """Return error versus discard curves in one pair of axes, each named at its end.
+
+    Args:
+        curves: What to draw; "model" lies on top.
+        title: Such as "FNM-EDC, threshold fixed at FMR 0.001".
+        stepped: True for curves exact at every quality value, drawn as steps; False for values on
+            a coarse grid, drawn as points joined by lines.
+        discard_limit: Right end of the axis, in (0, 1].
+
+    Raises:
+        ValueError: There is no curve, or none with a number.
+    """
+    if not any(np.isfinite(curve.errors).any() for curve in curves):
+        raise ValueError(
+            f"expected a curve with at least one error rate, got {len(curves)} without"
+        )
+    canvas, axes = new_axes(310, title)
+    shown = [_thinned(curve, discard_limit) if stepped else curve for curve in curves]
+    for curve in shown:
+        _draw_curve(axes, curve, stepped)
+    highest = max(float(np.nanmax(c.errors)) for c in shown if np.isfinite(c.errors).any())
+    axes.set_ylim(0, 106 * highest if highest > 0 else 1)
+    axes.set_xlim(0, 100 * discard_limit)
+    axes.set_xlabel("comparisons discarded (%)")
+    axes.set_ylabel("FNMR (%)")
+    _name_at_the_ends(axes, shown, discard_limit)
+    return Figure(to_svg(canvas), f"{title}. {_curves_in_words(curves)}")
+
+
+def _thinned(curve: Curve, discard_limit: float) -> Curve:
+    """Return the same steps read at no more points than a screen can show."""
+    grid = np.linspace(0, discard_limit, _NUM_POINTS + 1)
+    at = np.searchsorted(curve.discard_fractions, grid, "right") - 1
+    return Curve(curve.name, curve.kind, grid, curve.errors[at])
+
+
+def _draw_curve(axes: Axes, curve: Curve, stepped: bool) -> None:
+    style = _STYLES[curve.kind]
+    axes.plot(
+        100 * curve.discard_fractions,
+        100 * curve.errors,
+        color=style.colour,
+        linestyle=style.dashes,
+        linewidth=style.width,
+        drawstyle="steps-post" if stepped else "default",
+        marker="" if stepped else style.marker,
+        markersize=4.5,
+        zorder=2 + style.order / 10,
+    )
+
+
+def _name_at_the_ends(axes: Axes, curves: Sequence[Curve], discard_limit: float) -> None:
+    """Write each curve's name to the right of its last value, moved apart where they crowd."""
+    top = axes.get_ylim()[1]
+    ends = sorted(
+        ((*_last_point(curve, discard_limit), curve) for curve in curves), key=lambda end: end[1]
+    )
+    for height, (x, y, curve) in zip(_apart([y / top for _, y, _ in ends]), ends, strict=True):
+        style = _STYLES[curve.kind]
+        is_defined = bool(np.isfinite(x))
+        axes.annotate(
+            curve.name if is_defined else f"{curve.name}: undefined",
+            (x if is_defined else 100 * discard_limit, y),
+            xytext=(1.06, height),
+            textcoords="axes fraction",
+            color=style.colour,
+            fontweight="bold" if curve.kind == "model" else "normal",
+            verticalalignment="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": style.colour,
+                "linewidth": 0.8 if is_defined else 0,
+                "shrinkA": 1,
+                "shrinkB": 3,
+            },
+        )
+
+
+def _last_point(curve: Curve, discard_limit: float) -> tuple[float, float]:
+    """Return the last point in per cent; (NaN, 0) for a curve without any."""
+    shown = np.isfinite(curve.errors) & (curve.discard_fractions <= discard_limit)
+    if not shown.any():
+        return np.nan, 0.0
+    last = np.flatnonzero(shown)[-1]
+    return 100 * float(curve.discard_fractions[last]), 100 * float(curve.errors[last])
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Return increasing heights moved upwards, then down from the top, to keep the gap."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + _NAME_GAP if placed else 0.0))
+    ceiling = 1.0
+    for index in reversed(range(len(placed))):
+        placed[index] = min(placed[index], ceiling)
+        ceiling = placed[index] - _NAME_GAP
+    return placed
+
+
+def _curves_in_words(curves: Sequence[Curve]) -> str:
+    """Return the error of each curve at 0 and at about 30 % discarded, as a sentence."""
+    parts = []
+    for curve in curves:
+        at = int(np.searchsorted(curve.discard_fractions, 0.3, "right")) - 1
+        parts.append(
+            f"{curve.name} from {_percent(curve.errors[0])} to {_percent(curve.errors[at])}"
+        )
+    return "False non-match rate at 0 % and at 30 % discarded: " + "; ".join(parts) + "."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %" if np.isfinite(share) else "undefined"
