@@ -175,7 +175,7 @@ class TorchRecogniser:
         Raises:
             ValueError: The images have another type or shape, or are too small.
         """
-        # A copy, because torch takes neither mirrored views nor, without a warning, read-only arrays.
+        # A copy: torch takes no mirrored views, and read-only arrays only with a warning.
         pixels = torch.from_numpy(images.copy()).to(self._device)
         # As a tensor, the input has its channels last in memory, which is faster for depthwise
         # convolutions: 207 against 139 images/s, measured on one thread of a shared CPU.
