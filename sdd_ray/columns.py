@@ -30,7 +30,7 @@ QUALITIES = pa.schema(
         (REASON, pa.string()),
     ]
 )
-"""Quality 0-100, larger is better, -1 where an image could not be assessed (then with the reason)."""
+"""Quality 0-100, larger is better; -1 with a reason where an image could not be assessed."""
 
 LABELS = pa.schema(
     [
@@ -50,8 +50,8 @@ LABELS = pa.schema(
         (REASON, pa.string()),
     ]
 )
-"""Distance: Wasserstein-1 between the image's mated and nonmated similarities, in [0, 2]; null with a
-reason where an image has none of either kind. Error bound: half-width of the distance, 0 = exact."""
+"""Distance: Wasserstein-1 between the image's mated and nonmated similarities, in [0, 2]; null with
+a reason where an image has none of either kind. Error bound: of the distance, 0 = exact."""
 
 SPLITS = pa.schema([(IDENTITY, pa.string()), ("part", pa.string())])
 """Which identities a model was trained on: part is train, validation or holdout."""

@@ -199,8 +199,8 @@ class LabelConfig:
     exact: ExactConfig = field(default_factory=ExactConfig)
     sampled: SampledConfig = field(default_factory=SampledConfig)
     scaling: Literal["min_max", "quantile", "none"] = "min_max"
-    """From distance to pseudo_label: the paper's min-max to [0, 100] over the set, the rank in
-    percent, or the distance itself."""
+    """From distance to pseudo_label in [0, 100]: `min_max` over the set (the paper), `quantile`:
+    the same between the 1 % and 99 % quantiles, `none`: 50 times the distance in any set."""
     duplicates: Literal["reject", "keep"] = "reject"
     """Images of one identity with equal pixels: set aside all but the first, or keep them."""
     max_reject_share: Share = 0.05

@@ -156,18 +156,23 @@ def evrc(
     nonmated: Comparisons,
     fmr: float,
     discard_fractions: NDArray[np.float64] = EVRC_DISCARD_FRACTIONS,
+    population: NDArray[np.float64] | None = None,
 ) -> ErrorDiscardCurve:
     """Return the paper's error versus reject curve: the threshold is solved again at each point.
 
-    The discard fraction is a share of all M + N comparisons, mated and nonmated pooled, so the more
-    numerous kind (nonmated, as a rule) dominates it. At each fraction as many of the comparisons of
-    lowest pair quality leave as ties allow without exceeding it.
+    The discard fraction is a share of the images, as in the seed (its X with a share of the best
+    samples), where `population` gives their qualities: the worst images leave, and with them every
+    comparison they take part in. Without it, as in evaluations on lists of pairs, it is a share of
+    all M + N comparisons, of which the more numerous kind (nonmated, as a rule) dominates it.
+    Either way as many leave as ties allow without exceeding the fraction.
 
     Args:
         mated: M comparisons of one person with their qualities.
         nonmated: N comparisons of two people, qualities in the same unit.
         fmr: False match rate to hold, in (0, 1).
         discard_fractions: (K,) increasing, from 0, below 1.
+        population: Qualities of all images, of which the fractions are shares; None for all
+            comparisons. NaN is a failure to assess.
 
     Returns:
         The curve at the given fractions. An error is NaN where too few nonmated comparisons remain
@@ -182,8 +187,9 @@ def evrc(
     _check_fractions(discard_fractions)
     mated_qualities, mated_similarities = _sorted_by_quality(mated)
     nonmated_qualities, nonmated_similarities = _sorted_by_quality(nonmated)
-    pooled = np.sort(np.concatenate([mated_qualities, nonmated_qualities]))
-    lowest_kept = pooled[counts_within(discard_fractions, pooled.size)]
+    everything = np.concatenate([mated_qualities, nonmated_qualities])
+    ranked = np.sort(everything if population is None else _ranked(population))
+    lowest_kept = ranked[counts_within(discard_fractions, ranked.size)]
     mated_starts = np.searchsorted(mated_qualities, lowest_kept)
     nonmated_starts = np.searchsorted(nonmated_qualities, lowest_kept)
     points = [

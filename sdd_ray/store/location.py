@@ -41,7 +41,7 @@ class Location:
         Raises:
             InputError: The store does not answer, or forbids to look.
         """
-        return self._info().type != fs.FileType.NotFound
+        return bool(self._info().type != fs.FileType.NotFound)
 
     def is_folder(self) -> bool:
         """Return whether this is a folder."""
@@ -99,6 +99,18 @@ class Location:
             system.delete_file(path)
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise OutputError(f"cannot remove {self.uri}: {error}") from error
+
+    def remove_tree(self) -> None:
+        """Remove the folder and everything below it.
+
+        Raises:
+            OutputError: It cannot be removed.
+        """
+        system, path = resolve(self.uri)
+        try:
+            system.delete_dir(path)
         except OSError as error:
             raise OutputError(f"cannot remove {self.uri}: {error}") from error
 

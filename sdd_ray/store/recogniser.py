@@ -83,7 +83,9 @@ def recogniser_spec(config: RecogniserConfig) -> RecogniserSpec:
         embedding_size=config.embedding_size,
         input_size=(preprocessing.height, preprocessing.width),
     )
-    return RecogniserSpec(config.kind, config.path, architecture, preprocessing, config.flip)
+    # Workers have a working directory of their own.
+    path = None if config.path is None else str(Path(config.path).expanduser().absolute())
+    return RecogniserSpec(config.kind, path, architecture, preprocessing, config.flip)
 
 
 def load_recogniser(spec: RecogniserSpec, threads: int = 1, device: str = "cpu") -> Recogniser:

@@ -1,0 +1,53 @@
+"""Command: face images to embeddings. See `sdd_ray.settings.EmbedConfig`.
+
+python -m sdd_ray.embed --config configs/embed.yaml [dotted.key=value ...]
+"""
+
+import sys
+
+from sdd_ray.config import main
+from sdd_ray.settings import EmbedConfig
+
+
+def run(config: EmbedConfig) -> None:
+    """Embed all images of the source; write Parquet parts and the manifest.
+
+    Raises:
+        SddError: An input, the output or the cluster is not as it should be.
+    """
+    from sdd_ray.engine.embedding import EmbedStage
+    from sdd_ray.engine.inference import ImageJob, run_image_job
+    from sdd_ray.engine.session import session
+    from sdd_ray.formats.source import open_source
+    from sdd_ray.store.location import Location
+    from sdd_ray.store.recogniser import load_recogniser, recogniser_spec
+    from sdd_ray.store.run import OutputRun
+    from sdd_ray.store.summary import say_done
+
+    device = "cuda" if config.resources.gpus_per_worker else "cpu"
+    spec = recogniser_spec(config.recogniser)
+    description = load_recogniser(spec).describe()
+    output = OutputRun(
+        Location(config.output).absolute(),
+        "embed",
+        config,
+        {"recogniser_weights": description["weights_sha256"]},
+    )
+    if not output.is_complete:
+        job = ImageJob(
+            "embed",
+            EmbedStage(spec, config.storage, device),
+            open_source(config.source),
+            config.images_per_shard,
+            config.max_reject_share,
+            config.resources,
+        )
+        with session(config.ray):
+            records, listing = run_image_job(job, output)
+        results = {"recogniser": description, "ignored_files": listing.ignored_files}
+        output.complete(records, results, listing.rejects)
+    say_done(output)
+
+
+if __name__ == "__main__":
+    sys.exit(main(EmbedConfig, run))

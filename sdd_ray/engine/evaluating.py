@@ -1,0 +1,134 @@
+"""Compare the images of a set with each other on Ray, and join the qualities to them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from numpy.typing import NDArray
+
+from sdd_ray.columns import EMBEDDING, IDENTITY, IMAGE_ID, NORM
+from sdd_ray.core.comparisons import ComparedPairs, compare_tile, count_nonmated
+from sdd_ray.engine.progress import Progress
+from sdd_ray.errors import InputError
+from sdd_ray.settings import ComparisonsConfig, MethodConfig
+from sdd_ray.store.dataset import Dataset, read_any, read_parquet
+from sdd_ray.store.location import Location
+
+_ROWS_PER_TILE = 256
+
+
+@dataclass(frozen=True)
+class ComparedSet:
+    """The images of an evaluation and their comparisons.
+
+    Attributes:
+        image_ids: (N,) sorted keys.
+        codes: (N,) number of the identity of each image.
+        unit: (N, D) embeddings of unit length.
+        norms: (N,) lengths of the raw embeddings.
+        mated, nonmated: Comparisons made.
+        num_nonmated: Nonmated comparisons there are; fewer may have been made.
+    """
+
+    image_ids: list[str]
+    codes: NDArray[np.int64]
+    unit: NDArray[np.float32]
+    norms: NDArray[np.float64]
+    mated: ComparedPairs
+    nonmated: ComparedPairs
+    num_nonmated: int
+
+
+def compare_all(dataset: Dataset, config: ComparisonsConfig) -> ComparedSet:
+    """Return the comparisons between the images of the configured identities.
+
+    Raises:
+        InputError: No mated or no nonmated comparison can be made, or a file is damaged.
+    """
+    table = dataset.read([IMAGE_ID, IDENTITY, EMBEDDING, NORM])
+    if config.splits is not None:
+        splits = read_parquet(Location(config.splits).absolute(), [IDENTITY, "part"])
+        wanted = splits.filter(pc.equal(splits["part"], config.part))[IDENTITY]
+        table = table.filter(pc.is_in(table[IDENTITY], wanted.combine_chunks()))
+    table = table.filter(pc.is_valid(table[IDENTITY])).sort_by(IMAGE_ID).combine_chunks()
+    uri = dataset.location.uri
+    if table.num_rows == 0:
+        raise InputError(f"{uri}: no image of the identities to compare")
+    unit = embedding_matrix(table[EMBEDDING])
+    codes = np.asarray(pc.dictionary_encode(table[IDENTITY]).combine_chunks().indices, np.int64)
+    total = count_nonmated(codes)
+    limit = config.max_nonmated
+    share = 1.0 if limit is None or total <= limit else limit / total
+    tiles = _tiles(unit, codes, share, config.seed)
+    mated, nonmated = (_joined([tile[side] for tile in tiles]) for side in (0, 1))
+    for kind, pairs in (("mated", mated), ("nonmated", nonmated)):
+        if len(pairs.similarities) == 0:
+            raise InputError(f"{uri}: {table.num_rows} images make no {kind} comparison")
+    norms = np.asarray(table[NORM], np.float64)
+    ids = table[IMAGE_ID].to_pylist()
+    return ComparedSet(ids, codes, unit, norms, mated, nonmated, total)
+
+
+def embedding_matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """Return a column of embeddings as an (N, D) float32 matrix.
+
+    Raises:
+        InputError: The column does not hold lists of one fixed length, or holds nulls.
+    """
+    if not pa.types.is_fixed_size_list(column.type):
+        raise InputError(f"embedding: expected lists of one fixed length, got {column.type}")
+    flat = (
+        column.combine_chunks().flatten() if column.num_chunks != 1 else column.chunk(0).flatten()
+    )
+    if column.null_count or flat.null_count:
+        raise InputError("embedding: expected no nulls, got some")
+    values = flat.to_numpy(zero_copy_only=False)
+    return np.ascontiguousarray(values.reshape(len(column), column.type.list_size), np.float32)
+
+
+def read_qualities(method: MethodConfig, image_ids: Sequence[str]) -> NDArray[np.float64]:
+    """Return the quality of each image, (N,), larger is better; NaN where there is none.
+
+    Raises:
+        InputError: The file cannot be read, names an image twice, or names none of the images.
+    """
+    table = read_any(method.path, [IMAGE_ID, method.column])
+    if len(pc.unique(table[IMAGE_ID])) != table.num_rows:
+        raise InputError(f"{method.path}: an image_id occurs more than once")
+    place = pc.index_in(pa.array(image_ids, pa.string()), table[IMAGE_ID].combine_chunks())
+    if place.null_count == len(image_ids):
+        raise InputError(f"{method.path}: none of the {len(image_ids)} compared images is in it")
+    values = pc.cast(table[method.column], pa.float64()).combine_chunks().take(place)
+    qualities = np.asarray(values.to_numpy(zero_copy_only=False), np.float64) * method.sign
+    if method.column == "quality":
+        qualities[qualities < 0] = np.nan  # -1: failed to assess
+    return qualities
+
+
+def _tiles(
+    unit: NDArray[np.float32], codes: NDArray[np.int64], share: float, seed: int
+) -> list[tuple[ComparedPairs, ComparedPairs]]:
+    task = ray.remote(compare_tile).options(num_cpus=1, name="compare")
+    data = (ray.put(unit), ray.put(codes))
+    starts = range(0, len(unit), _ROWS_PER_TILE)
+    refs = [
+        task.remote(*data, (s, min(s + _ROWS_PER_TILE, len(unit))), share, seed) for s in starts
+    ]
+    progress = Progress("compare", len(unit))
+    tiles = []
+    for ref, start in zip(refs, starts, strict=True):
+        tiles.append(ray.get(ref))
+        progress.update(min(_ROWS_PER_TILE, len(unit) - start))
+    progress.close()
+    return tiles
+
+
+def _joined(parts: Sequence[ComparedPairs]) -> ComparedPairs:
+    return ComparedPairs(
+        np.concatenate([p.first for p in parts]),
+        np.concatenate([p.second for p in parts]),
+        np.concatenate([p.similarities for p in parts]),
+    )

@@ -1,0 +1,238 @@
+"""Apply a network to every image of a source: the engine of embed and score.
+
+The listing of the source is written once and cut into shards of a fixed number of images. Ray Data
+hands shard numbers to a pool of actors; an actor reads, decodes, runs the network and writes one
+part. Parts depend on the shard alone, so the output is the same for any number of workers, a lost
+worker costs the shard it was at, and a second run does only what is missing.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+from numpy.typing import NDArray
+
+from sdd_ray import columns
+from sdd_ray.engine.failures import failure_row, raise_failure
+from sdd_ray.engine.progress import Progress
+from sdd_ray.engine.session import pool_size
+from sdd_ray.errors import InputError, TooManyRejectsError
+from sdd_ray.formats.images import ImageRejectedError
+from sdd_ray.formats.source import Listing, Source
+from sdd_ray.settings import PoolResources
+from sdd_ray.store.location import Location
+from sdd_ray.store.run import OutputRun, PartRecord, Reject, record_from_json, write_part
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The images of one shard that could be read, and those that could not.
+
+    Shapes: N images of the shard that could be read.
+    """
+
+    image_ids: list[str]
+    identities: list[str | None]
+    images: list[NDArray[np.uint8]]
+    rejects: list[Reject]
+
+    def content(self) -> NDArray[np.uint64]:
+        """Return a 64-bit digest of the pixels of each image, (N,)."""
+        digests = [hashlib.blake2b(image.tobytes(), digest_size=8) for image in self.images]
+        return np.array([int.from_bytes(d.digest(), "little") for d in digests], np.uint64)
+
+
+class ImageStage(Protocol):
+    """What embed and score do with images; small, and sent to the workers."""
+
+    def load(self, threads: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+        """Load the network on a worker; return a function from (N, 112, 112, 3) to (N, ...)."""
+
+    def rows(self, shard: Shard, outputs: NDArray[np.float32]) -> tuple[pa.Table, list[Reject]]:
+        """Return the rows of the output and all rows of the shard that were set aside."""
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """One run of a stage over a source."""
+
+    name: str
+    stage: ImageStage
+    source: Source
+    images_per_shard: int
+    max_reject_share: float
+    resources: PoolResources
+
+
+def run_image_job(job: ImageJob, run: OutputRun) -> tuple[list[PartRecord], Listing]:
+    """Run a stage over all images that are not finished yet; return all parts in order.
+
+    Raises:
+        InputError: The source cannot be listed, or holds no image.
+        TooManyRejectsError: More images than allowed had to be set aside.
+        ResourceError: The cluster has no room for the workers.
+    """
+    total, listing = _index(job, run)
+    if total == 0:
+        raise InputError(f"the source holds no images ({listing.ignored_files} other files)")
+    num_shards = -(-total // job.images_per_shard)
+    names = [f"part-{shard:06d}" for shard in range(num_shards)]
+    records = {name: record for name, record in run.finished().items() if name in set(names)}
+    missing = [shard for shard, name in enumerate(names) if name not in records]
+    progress = Progress(job.name, total, sum(r.rows_in for r in records.values()))
+    rejected = len(listing.rejects) + sum(len(r.rejects) for r in records.values())
+    try:
+        for record in _process(job, run, missing):
+            records[record.name] = record
+            rejected += len(record.rejects)
+            progress.update(record.rows_in, len(record.rejects))
+            _check_share(job, rejected, total + len(listing.rejects), records, listing)
+    finally:
+        run.pause()
+    _check_share(job, rejected, total + len(listing.rejects), records, listing)
+    progress.close()
+    return [records[name] for name in names], listing
+
+
+def _process(job: ImageJob, run: OutputRun, missing: Sequence[int]) -> Iterator[PartRecord]:
+    if not missing:
+        return
+    resources = job.resources
+    size = pool_size(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
+    shards = ray.data.from_items(
+        [{"shard": shard} for shard in missing], override_num_blocks=len(missing)
+    )
+    results = shards.map_batches(
+        _ShardWorker,
+        fn_constructor_kwargs={"job": job, "output": run.output, "index": _index_file(run)},
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(size, len(missing))),
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=resources.gpus_per_worker or None,
+    )
+    for row in results.iter_rows():
+        raise_failure(row)
+        yield record_from_json(row["record"])
+
+
+class _ShardWorker:
+    """An actor: loads the network once, then turns shard numbers into finished parts."""
+
+    def __init__(self, job: ImageJob, output: Location, index: Location) -> None:
+        self._job, self._output, self._index = job, output, index
+        threads = max(1, int(job.resources.cpus_per_worker))
+        self._threads = ThreadPoolExecutor(threads)
+        self._network = job.stage.load(threads)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        shard = int(batch["shard"][0])
+        with failure_row() as row:
+            record = self._run(shard)
+            row["record"] = [json.dumps(asdict(record))]
+        return row
+
+    def _run(self, number: int) -> PartRecord:
+        listed = _read_shard(self._index, number)
+        shard, outputs = self._embed(listed)
+        table, rejects = self._job.stage.rows(shard, outputs)
+        name = f"part-{number:06d}"
+        return write_part(self._output, name, table, rejects, rows_in=listed.num_rows)
+
+    def _embed(self, listed: pa.Table) -> tuple[Shard, NDArray[np.float32]]:
+        """Read and decode ahead of the network, which works on batches of a fixed size."""
+        ids = listed[columns.IMAGE_ID].to_pylist()
+        people = listed[columns.IDENTITY].to_pylist()
+        shard = Shard([], [], [], [])
+        outputs: list[NDArray[np.float32]] = []
+        size = self._job.resources.batch_size
+        read = self._threads.map(self._read, ids)
+        for image_id, person, result in zip(ids, people, read, strict=True):
+            if isinstance(result, Reject):
+                shard.rejects.append(result)
+                continue
+            shard.image_ids.append(image_id)
+            shard.identities.append(person)
+            shard.images.append(result)
+            if len(shard.images) % size == 0:
+                outputs.append(self._network(np.stack(shard.images[-size:])))
+        rest = len(shard.images) % size
+        if rest or not outputs:
+            last = shard.images[len(shard.images) - rest :]
+            empty = np.zeros((0, 112, 112, 3), np.uint8)
+            outputs.append(self._network(np.stack(last) if last else empty))
+        return shard, np.concatenate(outputs)
+
+    def _read(self, image_id: str) -> NDArray[np.uint8] | Reject:
+        try:
+            return self._job.source.read(image_id)
+        except ImageRejectedError as error:
+            return Reject(image_id, error.reason, str(error))
+        except InputError as error:
+            return Reject(image_id, "unreadable", str(error))
+
+
+def _index_file(run: OutputRun) -> Location:
+    return run.work / "index.parquet"
+
+
+def _index(job: ImageJob, run: OutputRun) -> tuple[int, Listing]:
+    """List the source into row groups of one shard each, or find the listing of an earlier run."""
+    note = run.work / "listing.json"
+    if note.exists():
+        tree = json.loads(note.read_bytes())
+        rejects = [Reject(**item) for item in tree["rejects"]]
+        return int(tree["images"]), Listing(rejects, int(tree["ignored_files"]))
+    listing = Listing()
+    sink = pa.BufferOutputStream()
+    total = 0
+    with pq.ParquetWriter(sink, columns.INDEX, compression="zstd") as writer:
+        for rows in _groups(job.source.list(listing), job.images_per_shard):
+            total += len(rows)
+            table = pa.table(list(map(list, zip(*rows, strict=True))), schema=columns.INDEX)
+            writer.write_table(table, row_group_size=len(rows))
+    _index_file(run).write_bytes(sink.getvalue().to_pybytes())
+    tree = {"images": total, **asdict(listing)}
+    note.write_bytes(json.dumps(tree).encode())
+    return total, listing
+
+
+def _groups(
+    items: Iterator[tuple[str, str | None]], size: int
+) -> Iterator[list[tuple[str, str | None]]]:
+    group: list[tuple[str, str | None]] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _read_shard(index: Location, number: int) -> pa.Table:
+    with index.open() as stream:
+        return pq.ParquetFile(stream).read_row_group(number)
+
+
+def _check_share(
+    job: ImageJob, rejected: int, total: int, records: dict[str, PartRecord], listing: Listing
+) -> None:
+    if rejected <= job.max_reject_share * total:
+        return
+    reasons: dict[str, int] = {}
+    rejects = [*listing.rejects, *(item for r in records.values() for item in r.rejects)]
+    for reject in rejects:
+        reasons[reject.reason] = reasons.get(reject.reason, 0) + 1
+    counted = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+    first = rejects[0]
+    raise TooManyRejectsError(
+        f"{rejected:,} of {total:,} images had to be set aside ({counted}), more than"
+        f" max_reject_share={job.max_reject_share:g}; the first is {first.image_id}: {first.detail}"
+    )

@@ -1,0 +1,64 @@
+"""The score stage: from images to qualities with a model folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from sdd_ray import columns
+from sdd_ray.core.calibration import FAILED, integer_quality
+from sdd_ray.core.fitting import predict
+from sdd_ray.engine.inference import Shard
+from sdd_ray.store.location import Location
+from sdd_ray.store.model_folder import load_model
+from sdd_ray.store.run import Reject
+
+
+@dataclass(frozen=True)
+class ScoreStage:
+    """Score images; those that cannot be read get quality -1 and the reason.
+
+    Attributes:
+        model: Folder of the model.
+        device: Where the network runs, cpu or cuda.
+    """
+
+    model: Location
+    device: str
+
+    def load(self, threads: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+        """Load the model on a worker; return a function from images to raw and calibrated values.
+
+        Its result is (N, 2): the raw prediction, and the quality in [0, 100] before rounding.
+        """
+        torch.set_num_threads(threads)
+        model = load_model(self.model)
+        network = model.network.to(self.device)
+
+        def score(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+            if len(images) == 0:
+                return np.zeros((0, 2), np.float32)
+            pixels = torch.tensor(images).to(self.device)
+            raw = predict(network, model.preprocessing.apply_tensor(pixels))
+            return np.stack([raw, model.calibration.apply(raw)], axis=1).astype(np.float32)
+
+        return score
+
+    def rows(self, shard: Shard, outputs: NDArray[np.float32]) -> tuple[pa.Table, list[Reject]]:
+        """Return one row for every image of the shard, and the ones that failed."""
+        failed = shard.rejects
+        nothing = [None] * len(failed)
+        raw, quality = outputs[:, 0], integer_quality(outputs[:, 1])
+        table = pa.table(
+            [
+                shard.image_ids + [reject.image_id for reject in failed],
+                quality.tolist() + [FAILED] * len(failed),
+                raw.tolist() + nothing,
+                [None] * len(shard.image_ids) + [reject.reason for reject in failed],
+            ],
+            schema=columns.QUALITIES,
+        )
+        return table.sort_by(columns.IMAGE_ID), failed

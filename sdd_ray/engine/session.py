@@ -1,0 +1,86 @@
+"""Connect to Ray, or start it for the length of one command, and check what it has to offer."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from sdd_ray.errors import ResourceError
+from sdd_ray.settings import RayConfig
+
+
+@contextmanager
+def session(config: RayConfig) -> Iterator[None]:
+    """Join the configured cluster, or start a local one and stop it at the end.
+
+    A session within a session uses the outer one, so that one command can run several stages.
+
+    Raises:
+        ResourceError: The cluster does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    # Ray's note that a local cluster asks for a token is no concern of its only user.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.WARNING)
+        else:
+            ray.init(
+                num_cpus=config.num_cpus,
+                include_dashboard=config.dashboard,
+                logging_level=logging.WARNING,
+            )
+    except ConnectionError as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {address} ({error}); is it up, and does RAY_AUTH_MODE fit?"
+        ) from error
+    _announce(started=not address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def available(resource: str) -> float:
+    """Return how much of a resource (CPU, GPU) the whole cluster has."""
+    return float(ray.cluster_resources().get(resource, 0.0))
+
+
+def pool_size(wanted: int | None, cpus: float, gpus: float, spare_cpus: float = 0.0) -> int:
+    """Return the number of actors of a pool: as asked, or as many as the cluster has room for.
+
+    Args:
+        wanted: Actors asked for, or None for all that fit.
+        cpus: Logical CPUs of each.
+        gpus: GPUs of each.
+        spare_cpus: Logical CPUs that must stay free for other work of the stage.
+
+    Raises:
+        ResourceError: The cluster does not have room for the pool.
+    """
+    cluster = {"CPU": available("CPU") - spare_cpus, "GPU": available("GPU")}
+    needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need > 0}
+    fits = min(int(cluster[name] / need + 1e-9) for name, need in needs.items())
+    size = fits if wanted is None else wanted
+    if size < 1 or size > fits:
+        asked = " and ".join(f"{need * max(size, 1):g} {name}" for name, need in needs.items())
+        has = " and ".join(f"{cluster[name]:g} {name}" for name in needs)
+        raise ResourceError(
+            f"{max(size, 1)} worker(s) need {asked}, the cluster has {has} to spare;"
+            " lower resources.* or start a larger cluster"
+        )
+    return size
+
+
+def _announce(started: bool) -> None:
+    cpus, gpus = available("CPU"), available("GPU")
+    url = ray.get_runtime_context().worker.node.webui_url if started else None
+    dashboard = f", dashboard http://{url}" if url else ""
+    what = "started a local Ray" if started else "joined a Ray cluster"
+    sys.stderr.write(f"{what}: {cpus:g} CPUs, {gpus:g} GPUs{dashboard}\n")

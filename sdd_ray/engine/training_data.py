@@ -1,0 +1,166 @@
+"""What training sees: images joined to labels by image_id, split by identity, read by Ray Data."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from sdd_ray import columns
+from sdd_ray.columns import IDENTITY, IMAGE_ID, PSEUDO_LABEL
+from sdd_ray.core.fitting import Batch
+from sdd_ray.core.splits import split_identities
+from sdd_ray.errors import InputError
+from sdd_ray.formats.images import ImageRejectedError
+from sdd_ray.formats.source import Source, open_source
+from sdd_ray.settings import TrainConfig
+from sdd_ray.store.dataset import Dataset
+
+_ROWS_PER_BLOCK = 256
+_IMAGE_BYTES = 112 * 112 * 3
+_CACHE_SHARE = 0.3
+"""Decoded images stay in Ray's object store when they need at most this share of it."""
+_SHUFFLE_BATCHES = 8
+"""Images wait for each other in a buffer of this many batches, to come in random order."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Labelled images by part, with columns image_id and target, and the split of identities."""
+
+    train: pa.Table
+    validation: pa.Table
+    splits: pa.Table
+    mean_target: float
+
+    @property
+    def num_identities(self) -> dict[str, int]:
+        """Identities in each part."""
+        counts = pc.value_counts(self.splits["part"]).to_pylist()
+        return {item["values"]: item["counts"] for item in counts}
+
+    @property
+    def summary(self) -> str:
+        """How many identities and images each part has, for people."""
+        people = self.num_identities
+        return (
+            f"{self.train.num_rows:,} images of {people.get('train', 0):,} identities to train,"
+            f" {self.validation.num_rows:,} of {people.get('validation', 0):,} to choose the epoch,"
+            f" {people.get('holdout', 0):,} identities held out"
+        )
+
+
+def prepare(config: TrainConfig, labels: Dataset) -> TrainingData:
+    """Return the labelled images of the training and validation identities.
+
+    Raises:
+        InputError: No label can be used, all are equal, too few identities or images, or the
+            source does not hold the labelled images.
+    """
+    table = labels.read([IMAGE_ID, IDENTITY, PSEUDO_LABEL])
+    table = table.filter(pc.is_valid(table[PSEUDO_LABEL]))
+    targets = np.asarray(table[PSEUDO_LABEL], np.float32)
+    uri = labels.location.uri
+    if len(targets) == 0 or np.ptp(targets) == 0:
+        raise InputError(
+            f"{uri}: expected labels of different values, got {len(targets)} equal ones"
+        )
+    split = config.split
+    try:
+        parts = split_identities(
+            table[IDENTITY].to_pylist(), split.holdout_share, split.validation_share, split.seed
+        )
+    except ValueError as error:
+        raise InputError(f"{uri}: cannot split the identities: {error}") from error
+    part_of = pa.array([parts[name] for name in table[IDENTITY].to_pylist()])
+    table = pa.table({IMAGE_ID: table[IMAGE_ID], "target": targets})
+    train, validation = (table.filter(pc.equal(part_of, name)) for name in ("train", "validation"))
+    batch_size = config.optimiser.batch_size
+    if train.num_rows < batch_size:
+        raise InputError(
+            f"{uri}: {train.num_rows} labelled images are left to train on, fewer than one batch"
+            f" (optimiser.batch_size={batch_size})"
+        )
+    names = sorted(parts)
+    splits = pa.table([names, [parts[name] for name in names]], schema=columns.SPLITS)
+    train = _shuffled(train, config.seed)
+    _probe(open_source(config.source), train)
+    return TrainingData(train, validation, splits, float(np.asarray(train["target"]).mean()))
+
+
+def image_dataset(source: Source, table: pa.Table, name: str) -> Any:
+    """Return a dataset of decoded images and targets, in memory if the cluster can hold it.
+
+    Columns: image (112, 112, 3) uint8, target float32. Images that cannot be read are left out;
+    how many they were is said where the images are held in memory.
+    """
+    blocks = [
+        table.slice(start, _ROWS_PER_BLOCK) for start in range(0, table.num_rows, _ROWS_PER_BLOCK)
+    ]
+    dataset: Any = ray.data.from_arrow(blocks).map_batches(_reader(source), batch_size=64)
+    memory = float(ray.cluster_resources().get("object_store_memory", 0.0))
+    if table.num_rows * _IMAGE_BYTES <= _CACHE_SHARE * memory:
+        dataset = dataset.materialize()
+        unreadable = table.num_rows - dataset.count()
+        if unreadable:
+            sys.stderr.write(f"train: {unreadable:,} {name} images cannot be read any more\n")
+    return dataset
+
+
+def batches(
+    shard: ray.data.DataIterator, batch_size: int, shuffle_seed: int | None = None
+) -> Iterator[Batch]:
+    """Yield (images, targets) of one pass over a shard; shuffled and whole batches if seeded."""
+    shuffle: dict[str, Any] = {}
+    if shuffle_seed is not None:
+        shuffle = {
+            "local_shuffle_buffer_size": _SHUFFLE_BATCHES * batch_size,
+            "local_shuffle_seed": shuffle_seed,
+            "drop_last": True,  # batch normalisation cannot work on a last batch of one image
+        }
+    for batch in shard.iter_batches(batch_size=batch_size, **shuffle):
+        yield np.asarray(batch["image"]), np.asarray(batch["target"], np.float32)
+
+
+def _reader(source: Source) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return the function that turns a batch of keys and targets into images and targets."""
+
+    def read_images(batch: dict[str, Any]) -> dict[str, Any]:
+        images, targets = [], []
+        for image_id, target in zip(batch[IMAGE_ID], batch["target"], strict=True):
+            try:
+                images.append(source.read(str(image_id)))
+            except (ImageRejectedError, InputError):
+                continue  # the driver sees it: fewer rows come out than went in
+            targets.append(target)
+        stacked = np.stack(images) if images else np.zeros((0, 112, 112, 3), np.uint8)
+        return {"image": stacked, "target": np.asarray(targets, np.float32)}
+
+    return read_images
+
+
+def _shuffled(table: pa.Table, seed: int) -> pa.Table:
+    """Return the rows in an order drawn from the seed and the ids, whatever order they came in."""
+    table = table.sort_by(IMAGE_ID)
+    return table.take(np.random.default_rng([seed, 1]).permutation(table.num_rows)).combine_chunks()
+
+
+def _probe(source: Source, table: pa.Table) -> None:
+    """Read some of the images before any long work: labels of other images end here."""
+    ids = table[IMAGE_ID].slice(0, 16).to_pylist()
+    missing = []
+    for image_id in ids:
+        try:
+            source.read(image_id)
+        except (ImageRejectedError, InputError) as error:
+            missing.append(str(error))
+    if len(missing) == len(ids):
+        raise InputError(
+            f"none of {len(ids)} labelled images tried can be read from the source; is it the one"
+            f" that was embedded? The first: {missing[0]}"
+        )

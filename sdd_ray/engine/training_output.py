@@ -1,0 +1,49 @@
+"""Publish a trained network: the model folder, with its splits, its calibration and its record."""
+
+from sdd_ray.core.calibration import QuantileMap
+from sdd_ray.engine.training import TrainedNetwork
+from sdd_ray.engine.training_data import TrainingData
+from sdd_ray.settings import TrainConfig
+from sdd_ray.store.model_folder import DESCRIPTION_NAME, QualityModel, save_model
+from sdd_ray.store.run import OutputRun, PartRecord, parquet_bytes, peak_memory_mib
+
+SPLITS_NAME = "splits.parquet"
+
+
+def publish(
+    config: TrainConfig, data: TrainingData, trained: TrainedNetwork, output: OutputRun
+) -> None:
+    """Write the model folder and complete the output.
+
+    The calibration to [0, 100] is fitted on the validation predictions of the best epoch: images
+    whose labels no weight was fitted to.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    record = {
+        "best_epoch": trained.best_epoch,
+        "epochs": config.optimiser.epochs,
+        "validation": trained.figures,
+        "train_images": data.train.num_rows,
+        "validation_images": data.validation.num_rows,
+        "identities": data.num_identities,
+    }
+    model = QualityModel(
+        network=trained.network,
+        architecture=trained.architecture,
+        preprocessing=trained.preprocessing,
+        calibration=QuantileMap.fit(trained.predicted),
+        record=record,
+    )
+    (output.output / SPLITS_NAME).write_bytes(parquet_bytes(data.splits))
+    (output.output / DESCRIPTION_NAME).remove()  # of a run that was interrupted right here
+    digest = save_model(output.output, model)
+    part = PartRecord(
+        name="model",
+        rows_in=data.train.num_rows + data.validation.num_rows,
+        rows_out=data.train.num_rows + data.validation.num_rows,
+        digest=digest,
+        peak_memory_mib=peak_memory_mib(),
+    )
+    output.complete([part], record)

@@ -1,0 +1,47 @@
+"""Command: images and a model to qualities. See `sdd_ray.settings.ScoreConfig`.
+
+python -m sdd_ray.score --config configs/score.yaml [dotted.key=value ...]
+"""
+
+import sys
+
+from sdd_ray.config import main
+from sdd_ray.settings import ScoreConfig
+
+
+def run(config: ScoreConfig) -> None:
+    """Score all images of the source; write Parquet parts, qualities.csv and the manifest.
+
+    Raises:
+        SddError: An input, the output or the cluster is not as it should be.
+    """
+    from sdd_ray.engine.inference import ImageJob, run_image_job
+    from sdd_ray.engine.scoring import ScoreStage
+    from sdd_ray.engine.session import session
+    from sdd_ray.formats.source import open_source
+    from sdd_ray.store.dataset import open_dataset
+    from sdd_ray.store.location import Location
+    from sdd_ray.store.run import OutputRun
+    from sdd_ray.store.summary import say_done, write_csv
+
+    model = open_dataset(config.model, ["train"])
+    output = OutputRun(Location(config.output).absolute(), "score", config, {"model": model.digest})
+    if not output.is_complete:
+        stage = ScoreStage(model.location, "cuda" if config.resources.gpus_per_worker else "cpu")
+        job = ImageJob(
+            "score",
+            stage,
+            open_source(config.source),
+            config.images_per_shard,
+            config.max_reject_share,
+            config.resources,
+        )
+        with session(config.ray):
+            records, listing = run_image_job(job, output)
+        write_csv(output.output, records, "qualities.csv")
+        output.complete(records, {"ignored_files": listing.ignored_files}, listing.rejects)
+    say_done(output)
+
+
+if __name__ == "__main__":
+    sys.exit(main(ScoreConfig, run))

@@ -1,0 +1,105 @@
+"""Reading what another command has written: complete outputs, with the columns they should have."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdd_ray.errors import InputError
+from sdd_ray.store.location import Location
+from sdd_ray.store.run import INCOMPLETE, MANIFEST, REJECTS
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A complete dataset: its Parquet files in order of name, and its manifest."""
+
+    location: Location
+    files: tuple[Location, ...]
+    manifest: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content, the same however the run was split over workers."""
+        return str(self.manifest["digest"])
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Return the columns of all files as one table.
+
+        Raises:
+            InputError: A file is damaged, or lacks a column.
+        """
+        return pa.concat_tables([read_parquet(file, columns) for file in self.files])
+
+
+def open_dataset(uri: str, commands: Sequence[str]) -> Dataset:
+    """Return a complete dataset that one of `commands` wrote.
+
+    Raises:
+        InputError: Nothing is there, it is not complete, or another command wrote it.
+    """
+    place = Location(uri).absolute()
+    wanted = " or ".join(commands)
+    if not (place / MANIFEST).exists():
+        if (place / INCOMPLETE).exists():
+            raise InputError(f"{uri} is not complete: run the command that writes it once more")
+        raise InputError(f"{uri}: expected a dataset written by {wanted}, found no {MANIFEST}")
+    manifest = read_json(place / MANIFEST)
+    if manifest.get("command") not in commands:
+        found = manifest.get("command")
+        raise InputError(f"{uri}: expected a dataset written by {wanted}, found one of {found}")
+    names = [n for n in place.names() if n.endswith(".parquet") and n != REJECTS]
+    return Dataset(place, tuple(place / name for name in names), manifest)
+
+
+def read_json(place: Location) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        InputError: The file cannot be read or holds something else.
+    """
+    try:
+        tree = json.loads(place.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{place.uri} is not JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{place.uri}: expected an object, got {type(tree).__name__}")
+    return tree
+
+
+def read_parquet(file: Location, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return one Parquet file, or some of its columns.
+
+    Raises:
+        InputError: The file is missing, damaged, or lacks a column.
+    """
+    with file.open() as stream:
+        try:
+            parquet = pq.ParquetFile(stream)
+            missing = [c for c in columns or () if c not in parquet.schema_arrow.names]
+            if missing:
+                have = ", ".join(parquet.schema_arrow.names)
+                raise InputError(f"{file.uri}: no column {', '.join(missing)}; it has {have}")
+            return parquet.read(columns=None if columns is None else list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{file.uri} is not a whole Parquet file: {error}") from error
+
+
+def read_any(uri: str, columns: Sequence[str]) -> pa.Table:
+    """Return columns of a dataset, of a folder of Parquet files, or of one Parquet file.
+
+    Raises:
+        InputError: Nothing can be read there, or a column is missing.
+    """
+    place = Location(uri).absolute()
+    if (place / INCOMPLETE).exists() and not (place / MANIFEST).exists():
+        raise InputError(f"{uri} is not complete: run the command that writes it once more")
+    if not place.is_folder():
+        return read_parquet(place, columns)
+    names = [n for n in place.names() if n.endswith(".parquet") and n != REJECTS]
+    if not names:
+        raise InputError(f"{uri}: expected Parquet files, found none")
+    return pa.concat_tables([read_parquet(place / name, columns) for name in names])

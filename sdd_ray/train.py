@@ -1,0 +1,44 @@
+"""Command: labelled images to a quality model. See `sdd_ray.settings.TrainConfig`.
+
+python -m sdd_ray.train --config configs/train.yaml [dotted.key=value ...]
+"""
+
+import sys
+
+from sdd_ray.config import main
+from sdd_ray.settings import TrainConfig
+
+
+def run(config: TrainConfig) -> None:
+    """Train the model; write the model folder and the manifest.
+
+    Raises:
+        SddError: An input, the output or the cluster is not as it should be, or training failed.
+    """
+    from sdd_ray.engine.session import session
+    from sdd_ray.engine.training import train_network
+    from sdd_ray.engine.training_data import prepare
+    from sdd_ray.engine.training_output import publish
+    from sdd_ray.store.dataset import open_dataset
+    from sdd_ray.store.location import Location
+    from sdd_ray.store.run import OutputRun
+    from sdd_ray.store.summary import say_done
+
+    labels = open_dataset(config.labels, ["label"])
+    output = OutputRun(
+        Location(config.output).absolute(), "train", config, {"labels": labels.digest}
+    )
+    if not output.is_complete:
+        data = prepare(config, labels)
+        sys.stderr.write(f"train: {data.summary}\n")
+        with session(config.ray):
+            try:
+                trained = train_network(config, data, output.work)
+            finally:
+                output.pause()
+        publish(config, data, trained, output)
+    say_done(output)
+
+
+if __name__ == "__main__":
+    sys.exit(main(TrainConfig, run))
