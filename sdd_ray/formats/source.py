@@ -3,7 +3,7 @@
 A source is small and travels to the workers; listing runs on the driver and is a stream.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -75,7 +75,7 @@ class FolderSource:
         """
         if not self.root.is_folder():
             raise InputError(f"source.path: no folder {self.root.uri}")
-        for name in self._walk(self.root, "", listing):
+        for name in self._walk(self.root, "", listing, frozenset()):
             if name.lower().rpartition(".")[2] not in self.extensions:
                 listing.ignored_files += 1
                 continue
@@ -95,13 +95,19 @@ class FolderSource:
             return None
         return folders[0] if self.identity == "first_folder" else "/".join(folders)
 
-    def _walk(self, folder: Location, prefix: str, listing: Listing) -> Iterator[str]:
+    def _walk(
+        self, folder: Location, prefix: str, listing: Listing, above: frozenset[Hashable]
+    ) -> Iterator[str]:
         try:
-            entries = list(folder.entries())
+            entries, key = list(folder.entries()), folder.key()
         except InputError as error:
             if not prefix:
                 raise
             listing.rejects.append(Reject(prefix, "unreadable_folder", str(error)))
+            return
+        if key in above:
+            detail = "a link that leads back to a folder above it"
+            listing.rejects.append(Reject(prefix, "folder_loop", detail))
             return
         # A folder sorts by its name with the slash, as its files do among whole paths.
         for name, is_folder in sorted(entries, key=lambda e: e[0] + "/" * e[1]):
@@ -109,7 +115,7 @@ class FolderSource:
                 shown = prefix + ascii(name)[1:-1]
                 listing.rejects.append(Reject(shown, "unreadable_name", "the name is not UTF-8"))
             elif is_folder:
-                yield from self._walk(folder / name, f"{prefix}{name}/", listing)
+                yield from self._walk(folder / name, f"{prefix}{name}/", listing, above | {key})
             else:
                 yield prefix + name
 

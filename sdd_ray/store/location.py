@@ -1,11 +1,12 @@
 """Paths and URIs: one way to list, read and write local folders and s3:// prefixes.
 
-A file is written whole or not at all: aside and renamed on a local disk, in a single request on S3.
+A file is written whole or not at all: aside and renamed on a local disk; on S3 an object appears
+when its upload is complete.
 """
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -132,13 +133,27 @@ class Location:
         try:
             if self.is_local:
                 with os.scandir(path) as found:
-                    pairs = [(entry.name, entry.is_dir()) for entry in found]
+                    pairs = [(entry.name, _is_folder(entry)) for entry in found]
             else:
                 listed = system.get_file_info(fs.FileSelector(path))
                 pairs = [(info.base_name, info.type == fs.FileType.Directory) for info in listed]
         except OSError as error:
             raise InputError(f"cannot list the folder {self.uri}: {error}") from error
         yield from sorted(pairs)
+
+    def key(self) -> Hashable:
+        """Return what two locations of one folder have in common, however they were reached.
+
+        Raises:
+            InputError: Nothing is there.
+        """
+        if not self.is_local:
+            return self.uri
+        try:
+            found = os.stat(resolve(self.uri)[1])
+        except OSError as error:
+            raise InputError(f"cannot look at {self.uri}: {error}") from error
+        return found.st_dev, found.st_ino
 
     def _info(self) -> fs.FileInfo:
         system, path = resolve(self.uri)
@@ -159,8 +174,6 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     if "://" not in uri:
         return _local(), str(Path(uri).expanduser())
     scheme, _, rest = uri.partition("://")
-    if scheme == "file":
-        return _local(), rest
     if scheme == "s3":
         return _s3(), rest.rstrip("/")
     raise InputError(f"{uri}: unknown scheme {scheme}://; expected a local path or s3://")
@@ -173,7 +186,18 @@ def _local() -> fs.FileSystem:
 
 @lru_cache(maxsize=1)
 def _s3() -> fs.FileSystem:
-    return fs.S3FileSystem(retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=8))
+    # Arrow looks at these variables only where it parses a URI itself.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    retries = fs.AwsStandardS3RetryStrategy(max_attempts=8)
+    return fs.S3FileSystem(endpoint_override=endpoint, retry_strategy=retries)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link to itself is one entry that cannot be read, not a folder that cannot be listed.
+        return False
 
 
 def _write_local(path: Path, content: bytes) -> None:

@@ -224,13 +224,13 @@ class OutputRun:
 
     def _enter(self) -> bool:
         if (self.output / MANIFEST).exists():
-            manifest = json.loads((self.output / MANIFEST).read_bytes())
-            if manifest.get("identity") != digest_of(self._identity):
+            manifest = self._state(MANIFEST, "identity")
+            if manifest["identity"] != digest_of(self._identity):
                 raise OutputError(self._other("is complete", manifest))
             self._clean()
             return True
         if (self.output / INCOMPLETE).exists():
-            mark = json.loads((self.output / INCOMPLETE).read_bytes())
+            mark = self._state(INCOMPLETE, "identity", "seconds")
             if digest_of(mark["identity"]) != digest_of(self._identity):
                 raise OutputError(self._other("was begun", mark["identity"]))
             self._seconds_before = float(mark["seconds"])
@@ -242,6 +242,19 @@ class OutputRun:
             )
         self._mark(0.0)
         return False
+
+    def _state(self, name: str, *keys: str) -> dict[str, Any]:
+        place = self.output / name
+        try:
+            tree = json.loads(place.read_bytes())
+        except ValueError:
+            tree = None
+        if not isinstance(tree, dict) or not tree.keys() >= set(keys):
+            raise OutputError(
+                f"{place.uri} is damaged, or sdd_ray did not write it;"
+                " nothing is overwritten: give another output, or remove this one"
+            )
+        return tree
 
     def _mark(self, seconds: float) -> None:
         mark = {"identity": self._identity, "seconds": round(seconds, 3)}
@@ -283,7 +296,7 @@ def _reject_table(rejects: Sequence[Reject]) -> pa.Table:
 
 
 def _differences(found: Any, wanted: Any, prefix: str = "") -> list[str]:
-    """Return the dotted keys in which two trees differ, execution keys of `found` left out."""
+    """Return the dotted keys in which two trees differ; at the top, those of `wanted` alone."""
     if not isinstance(found, Mapping) or not isinstance(wanted, Mapping):
         return [] if found == wanted else [prefix.rstrip(".")]
     keys = sorted(set(wanted) | (set(found) if prefix else set()))
