@@ -63,18 +63,32 @@ def load_config(schema: type[Tree], file: str | Path | None, overrides: Sequence
     """
     tree = _read_yaml(file) if file is not None else {}
     mistakes = [m for text in overrides if (m := _apply_override(tree, text))]
+    return load_tree(schema, tree, mistakes)
+
+
+def load_tree(schema: type[Tree], tree: Mapping[str, Any], mistakes: Sequence[str] = ()) -> Tree:
+    """Return a tree of plain data as a checked configuration tree.
+
+    Args:
+        schema: The root class in `sdd_ray.settings`.
+        tree: Plain data.
+        mistakes: What is known to be wrong already; reported together with the rest.
+
+    Raises:
+        ConfigError: Any key or value is wrong; the message has one line for each mistake.
+    """
+    found = list(mistakes)
+    config: Tree | None = None
     try:
         # By way of JSON, so that what a manifest records reads back to the same tree.
         text = json.dumps(tree, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{file}: not plain data ({error}); quote dates and other text") from None
-    config: Tree | None = None
-    try:
         config = TypeAdapter(schema).validate_json(text, strict=True)
     except ValidationError as error:
-        mistakes += [_describe(schema, item) for item in error.errors(include_url=False)]
-    if mistakes or config is None:
-        raise ConfigError("\n".join(["wrong configuration", *("  " + m for m in mistakes)]))
+        found += [_describe(schema, item) for item in error.errors(include_url=False)]
+    except (TypeError, ValueError) as error:
+        found.append(f"not plain data ({error}); quote dates and other text")
+    if found or config is None:
+        raise ConfigError("\n".join(["wrong configuration", *("  " + m for m in found)]))
     return config
 
 
@@ -159,6 +173,19 @@ def known_keys(schema: type[Any]) -> list[str]:
     return keys + sorted(groups)
 
 
+def set_key(tree: dict[str, Any], key: str, value: Any) -> str:
+    """Set a dotted key in a tree; return the part of the key that is in the way, if any."""
+    *parents, last = key.split(".")
+    branch = tree
+    for parent in parents:
+        child = branch.setdefault(parent, {})
+        if not isinstance(child, dict):
+            return parent
+        branch = child
+    branch[last] = value
+    return ""
+
+
 def _default_text(info: Any) -> str:
     default = info.get_default(call_default_factory=True)
     return json.dumps(default, default=to_dict)
@@ -189,15 +216,8 @@ def _apply_override(tree: dict[str, Any], text: str) -> str | None:
         value = yaml.load(value_text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
     except yaml.YAMLError:
         return f"{key}: {value_text!r} is not a YAML value"
-    *parents, last = key.split(".")
-    branch = tree
-    for parent in parents:
-        child = branch.setdefault(parent, {})
-        if not isinstance(child, dict):
-            return f"{key}: {parent} holds a value, not keys"
-        branch = child
-    branch[last] = value
-    return None
+    blocked = set_key(tree, key, value)
+    return f"{key}: {blocked} holds a value, not keys" if blocked else None
 
 
 def _describe(schema: type[Any], item: Any) -> str:

@@ -199,8 +199,8 @@ class LabelConfig:
     exact: ExactConfig = field(default_factory=ExactConfig)
     sampled: SampledConfig = field(default_factory=SampledConfig)
     scaling: Literal["min_max", "quantile", "none"] = "min_max"
-    """From distance to pseudo_label in [0, 100]: `min_max` over the set (the paper), `quantile`:
-    the same between the 1 % and 99 % quantiles, `none`: 50 times the distance in any set."""
+    """From distance to pseudo_label: `min_max` to [0, 100] over the set (the paper), `quantile`:
+    the rank in percent, `none`: the distance itself."""
     duplicates: Literal["reject", "keep"] = "reject"
     """Images of one identity with equal pixels: set aside all but the first, or keep them."""
     max_reject_share: Share = 0.05
@@ -395,6 +395,8 @@ class MethodConfig:
     """Dataset with image_id and the values: qualities, labels, embeddings, or any Parquet."""
     column: Text = "quality"
     """Column of the values, larger is better; null and NaN count as failed to assess."""
+    kind: Literal["model", "label", "severity", "norm", "oracle"] = "model"
+    """What the values are; decides how their curve is drawn."""
     sign: Literal[1, -1] = 1
     """-1 for values of which smaller is better."""
 
@@ -412,6 +414,18 @@ class ComparisonsConfig:
     random. Null: all."""
     seed: NonNegativeInt = 0
     """Draws the nonmated comparisons."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ReportConfig:
+    """What report.html shows besides curves and tables."""
+
+    labels: Text | None = None
+    """Dataset written by label: its histogram, and what two of its images look like inside."""
+    faces: SourceConfig | None = None
+    """The images, to show faces from worst to best. Null: none are shown."""
+    severity: Text | None = None
+    """Parquet with image_id, kind and severity of known degradations (synthetic data)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -433,6 +447,7 @@ class EvaluateConfig:
     """Upper end of the normalised partial area."""
     random_repeats: PositiveInt = 20
     """Random qualities that are averaged."""
+    report: ReportConfig = field(default_factory=ReportConfig)
     ray: RayConfig = field(default_factory=RayConfig)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,10 +11,12 @@ import ray
 from numpy.typing import NDArray
 
 from sdd_ray.columns import EMBEDDING, IDENTITY, IMAGE_ID, NORM
+from sdd_ray.core.assessment import Assessment, assess, mean_assessment
 from sdd_ray.core.comparisons import ComparedPairs, compare_tile, count_nonmated
 from sdd_ray.engine.progress import Progress
 from sdd_ray.errors import InputError
-from sdd_ray.settings import ComparisonsConfig, MethodConfig
+from sdd_ray.report.curves import CurveKind
+from sdd_ray.settings import ComparisonsConfig, EvaluateConfig, MethodConfig
 from sdd_ray.store.dataset import Dataset, read_any, read_parquet
 from sdd_ray.store.location import Location
 
@@ -106,6 +109,67 @@ def read_qualities(method: MethodConfig, image_ids: Sequence[str]) -> NDArray[np
     if method.column == "quality":
         qualities[qualities < 0] = np.nan  # -1: failed to assess
     return qualities
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What one method is worth.
+
+    Attributes:
+        name: Name of the method.
+        kind: What its values are, see `sdd_ray.settings.MethodConfig`, or random.
+        qualities: (N,) quality of each image, larger is better, NaN where it failed.
+        assessments: One for each false match rate.
+    """
+
+    name: str
+    kind: CurveKind
+    qualities: NDArray[np.float64]
+    assessments: list[Assessment]
+
+    @property
+    def num_failed(self) -> int:
+        """Images without a quality."""
+        return int(np.isnan(self.qualities).sum())
+
+
+def evaluate_methods(config: EvaluateConfig, compared: ComparedSet) -> list[MethodResult]:
+    """Return what every method is worth, a random one last.
+
+    Raises:
+        InputError: The qualities of a method cannot be read, or a false match rate asks for more
+            nonmated comparisons than there are.
+    """
+    needed = 1.0 / min(config.fmr)
+    made = len(compared.nonmated.similarities)
+    if made < needed:
+        raise InputError(
+            f"fmr={min(config.fmr):g} needs at least {needed:,.0f} nonmated comparisons, there are"
+            f" {made:,}; ask for a larger fmr or compare more images"
+        )
+    work: list[tuple[str, CurveKind, list[NDArray[np.float64]]]] = [
+        (m.name, m.kind, [read_qualities(m, compared.image_ids)]) for m in config.methods
+    ]
+    generator = np.random.default_rng([config.comparisons.seed, 0])
+    draws = [generator.random(len(compared.image_ids)) for _ in range(config.random_repeats)]
+    work.append(("random", "random", draws))
+    task: Any = ray.remote(assess).options(num_cpus=1, name="assess")
+    pairs = (ray.put(compared.mated), ray.put(compared.nonmated))
+    refs = [
+        [
+            [task.remote(*pairs, q, fmr, config.discard_limit) for q in qualities]
+            for fmr in config.fmr
+        ]
+        for _, _, qualities in work
+    ]
+    progress = Progress("evaluate", len(work), unit="methods")
+    results = []
+    for (name, kind, qualities), by_fmr in zip(work, refs, strict=True):
+        assessments = [mean_assessment(ray.get(repeats)) for repeats in by_fmr]
+        results.append(MethodResult(name, kind, qualities[0], assessments))
+        progress.update(1)
+    progress.close()
+    return results
 
 
 def _tiles(

@@ -25,12 +25,16 @@ class FitPlan:
 
     config: TrainConfig
     initial_quality: float
-    num_train: int
+    workers: int
 
     @property
     def batch_per_worker(self) -> int:
         """Images of one optimiser step on each worker."""
-        return self.config.optimiser.batch_size // self.config.resources.workers
+        return self.config.optimiser.batch_size // self.workers
+
+    def shuffle_seed(self, epoch: int) -> int:
+        """Return what decides the order of the images in an epoch."""
+        return self.config.seed * 1_000_003 + epoch
 
     @property
     def recipe(self) -> Recipe:
@@ -120,7 +124,7 @@ class Fit:
             first = state["epoch"] + 1
         for epoch in range(first, self.plan.config.optimiser.epochs):
             # Dropout draws from torch's generator: seeded for each epoch, a resumed run repeats it.
-            torch.manual_seed(self.plan.config.seed * 1_000_003 + epoch * 1009 + self.rank)
+            torch.manual_seed(self.plan.shuffle_seed(epoch) * 1009 + self.rank)
             started = time.monotonic()
             steps = list(self.fitter.train_epoch(train(epoch), epoch, self.rank))
             images = sum(count for count, _ in steps)

@@ -37,6 +37,7 @@ class ScoreStage:
         torch.set_num_threads(threads)
         model = load_model(self.model)
         network = model.network.to(self.device)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
 
         def score(images: NDArray[np.uint8]) -> NDArray[np.float32]:
             if len(images) == 0:

@@ -17,6 +17,7 @@ def session(config: RayConfig) -> Iterator[None]:
     """Join the configured cluster, or start a local one and stop it at the end.
 
     A session within a session uses the outer one, so that one command can run several stages.
+    What workers print stays in Ray's log files and its dashboard; the commands say what matters.
 
     Raises:
         ResourceError: The cluster does not answer.
@@ -29,12 +30,13 @@ def session(config: RayConfig) -> Iterator[None]:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
         if address:
-            ray.init(address=address, logging_level=logging.WARNING)
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
         else:
             ray.init(
                 num_cpus=config.num_cpus,
                 include_dashboard=config.dashboard,
                 logging_level=logging.WARNING,
+                log_to_driver=False,
             )
     except ConnectionError as error:
         raise ResourceError(

@@ -60,7 +60,7 @@ def train_network(config: TrainConfig, data: TrainingData, work: Location) -> Tr
     source = open_source(config.source)
     train = image_dataset(source, data.train, "training")
     validation = image_dataset(source, data.validation, "validation")
-    plan = FitPlan(config, data.mean_target, data.train.num_rows)
+    plan = FitPlan(config, data.mean_target, config.resources.workers)
     resources = config.resources
     needs = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
     with board() as lines:
@@ -122,6 +122,8 @@ def _train_loop(loop_config: dict[str, Any]) -> None:
     plan: FitPlan = loop_config["plan"]
     rank = ray.train.get_context().get_world_rank()
     network, _, preprocessing = start_network(plan)
+    # Depthwise convolutions run faster so, on the CPU as on the GPU; the numbers stay the same.
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
     device = ray.train.torch.get_device()
     wrapped = ray.train.torch.prepare_model(network, device)
     fit = Fit(plan, network, Fitter(wrapped, preprocessing, plan.recipe, device), rank)
@@ -130,10 +132,10 @@ def _train_loop(loop_config: dict[str, Any]) -> None:
     train, validation = (ray.train.get_dataset_shard(name) for name in ("train", "validation"))
 
     def train_batches(epoch: int) -> Iterator[Batch]:
-        return batches(train, plan.batch_per_worker, plan.config.seed * 1_000_003 + epoch)
+        return batches(train, plan.batch_per_worker, plan.shuffle_seed(epoch))
 
     def validation_batches() -> Iterator[Batch]:
-        return batches(validation, 256)
+        return batches(validation, plan.batch_per_worker)
 
     started = time.monotonic()
     for result in fit.epochs(state, train_batches, validation_batches):

@@ -124,7 +124,7 @@ def batches(
             "drop_last": True,  # batch normalisation cannot work on a last batch of one image
         }
     for batch in shard.iter_batches(batch_size=batch_size, **shuffle):
-        yield np.asarray(batch["image"]), np.asarray(batch["target"], np.float32)
+        yield np.asarray(batch["image"]), np.array(batch["target"], np.float32)
 
 
 def _reader(source: Source) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -58,7 +58,12 @@ _STYLES: dict[CurveKind, _Style] = {
 
 @theme()
 def error_curves(
-    curves: Sequence[Curve], title: str, *, stepped: bool, discard_limit: float = 0.95
+    curves: Sequence[Curve],
+    title: str,
+    *,
+    stepped: bool,
+    discarded: str = "comparisons",
+    discard_limit: float = 0.95,
 ) -> Figure:
     """Return error versus discard curves in one pair of axes, each named at its end.
 
@@ -67,6 +72,7 @@ def error_curves(
         title: Such as "FNM-EDC, threshold fixed at FMR 0.001".
         stepped: True for curves exact at every quality value, drawn as steps; False for values on
             a coarse grid, drawn as points joined by lines.
+        discarded: What the discard fractions are shares of.
         discard_limit: Right end of the axis, in (0, 1].
 
     Raises:
@@ -83,7 +89,7 @@ def error_curves(
     highest = max(float(np.nanmax(c.errors)) for c in shown if np.isfinite(c.errors).any())
     axes.set_ylim(0, 106 * highest if highest > 0 else 1)
     axes.set_xlim(0, 100 * discard_limit)
-    axes.set_xlabel("comparisons discarded (%)")
+    axes.set_xlabel(f"{discarded} discarded (%)")
     axes.set_ylabel("FNMR (%)")
     _name_at_the_ends(axes, shown, discard_limit)
     return Figure(to_svg(canvas), f"{title}. {_curves_in_words(curves)}")

@@ -218,7 +218,7 @@ class OutputRun:
         return manifest
 
     def pause(self) -> None:
-        """Record the time spent so far, so that a resumed run reports the sum."""
+        """Record the time spent so far, so that a run that is resumed reports the sum."""
         spent = self._seconds_before + time.time() - self._started
         self._mark(spent)
 

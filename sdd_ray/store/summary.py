@@ -12,11 +12,11 @@ from sdd_ray.store.location import Location
 from sdd_ray.store.run import MANIFEST, OutputRun, PartRecord
 
 
-def say_done(run: OutputRun) -> None:
-    """Print one line on what a complete output holds."""
+def say_done(run: OutputRun, rows: str = "images") -> None:
+    """Print one line on what a complete output holds; `rows` is what was counted."""
     manifest = read_json(run.output / MANIFEST)
     counts = manifest["counts"]
-    parts = [f"{run.command}: {counts['rows_out']:,} of {counts['rows_in']:,} rows"]
+    parts = [f"{run.command}: {counts['rows_out']:,} of {counts['rows_in']:,} {rows}"]
     if counts["rejected"]:
         parts.append("rejected " + _counted(counts["rejected"]))
     unlabelled = manifest["results"].get("unlabelled")
@@ -30,7 +30,8 @@ def write_csv(output: Location, records: Sequence[PartRecord], name: str) -> Non
     """Write all parts as one CSV file, in the order of the parts."""
     tables = [read_parquet(output / f"{record.name}.parquet") for record in records]
     sink = pa.BufferOutputStream()
-    pa_csv.write_csv(pa.concat_tables(tables), sink)
+    options = pa_csv.WriteOptions(quoting_style="needed", quoting_header="needed")
+    pa_csv.write_csv(pa.concat_tables(tables), sink, options)
     (output / name).write_bytes(sink.getvalue().to_pybytes())
 
 

@@ -1,0 +1,217 @@
+"""Gather what the report of an evaluation shows: curves, tables, distributions, faces."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from sdd_ray.columns import IMAGE_ID, PSEUDO_LABEL
+from sdd_ray.core.assessment import EDC_DISCARD_FRACTIONS
+from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS
+from sdd_ray.core.fitting import rank_correlation
+from sdd_ray.engine.evaluating import ComparedSet, MethodResult
+from sdd_ray.errors import InputError
+from sdd_ray.formats.images import ImageRejectedError
+from sdd_ray.formats.source import Source, open_source
+from sdd_ray.report.curves import Curve, error_curves
+from sdd_ray.report.figures import (
+    ImageSimilarities,
+    face_strip,
+    label_histogram,
+    scatter_severity,
+    similarity_distributions,
+)
+from sdd_ray.report.page import Cell, Highlight, Section, Table, render_page
+from sdd_ray.settings import EvaluateConfig
+from sdd_ray.store.dataset import read_any
+
+_FACES = 24
+_POOR, _GOOD = 0.03, 0.97
+"""Ranks of the two images whose similarities are shown."""
+
+
+def report_html(
+    config: EvaluateConfig,
+    compared: ComparedSet,
+    methods: list[MethodResult],
+    results: Mapping[str, Any],
+) -> str:
+    """Return report.html as text.
+
+    Raises:
+        InputError: The labels, faces or severities cannot be read.
+    """
+    sections = [_worth(config, methods)]
+    sections += [_curves(methods, number) for number in range(len(config.fmr))]
+    if config.report.labels is not None:
+        sections += _labels(config, compared)
+    if config.report.faces is not None:
+        sections.append(_faces(open_source(config.report.faces), compared, methods[0]))
+    if config.report.severity is not None:
+        sections.append(_severity(config.report.severity, compared, methods[0]))
+    plain = {k: v for k, v in results.items() if isinstance(v, (int, float, str))}
+    facts = {name.replace("_", " "): value for name, value in plain.items()}
+    return render_page("What a quality score is worth", sections, facts)
+
+
+def _worth(config: EvaluateConfig, methods: list[MethodResult]) -> Section:
+    first, point = methods[0], methods[0].assessments[0]
+    fraction = config.discard_fractions[-1]
+    before, after = point.evrc_at([0.0, fraction])
+    highlights = (
+        Highlight(f"{before:.1%}", f"false non-matches at FMR {point.fmr:g}, all images"),
+        Highlight(f"{after:.1%}", f"without the worst {fraction:.0%} by {first.name}"),
+        Highlight(f"{point.normalised_pauc:.2f}", "normalised pAUC; 1 would be no use"),
+    )
+    text = (
+        "A quality is worth what it saves: discard the images of lowest quality, and the recogniser"
+        " should fail less often on the others. FNMR is the share of comparisons of one person that"
+        " are missed, at a threshold that lets through the stated share (FMR) of comparisons of two"
+        " people.\n\nEVRC: images are discarded, and the threshold is solved again on the rest (the"
+        " paper). EDC: mated comparisons are discarded by the lower quality of the two images, at a"
+        " fixed threshold (ISO/IEC 29794-1). Images of equal quality leave together; an image that"
+        " could not be assessed leaves first."
+    )
+    return Section("What the quality is worth", text, highlights, tables=_tables(config, methods))
+
+
+def _tables(config: EvaluateConfig, methods: list[MethodResult]) -> list[Table]:
+    fractions = config.discard_fractions
+    heads = [f"{fraction:.0%}" for fraction in fractions]
+    tables = []
+    for number, fmr in enumerate(config.fmr):
+        found = [(m, m.assessments[number]) for m in methods]
+        achieved = found[0][1].point.achieved_fmr
+        caption = f"FMR {fmr:g} (achieved {achieved:.3g})"
+        areas = [f"pAUC@{config.discard_limit:g}", "AOC", "not assessed"]
+        rows: list[list[Cell]] = [
+            [
+                m.name,
+                *(100 * e for e in a.evrc_at(fractions)),
+                a.normalised_pauc,
+                a.aoc,
+                m.num_failed,
+            ]
+            for m, a in found
+        ]
+        tables.append(
+            Table(["method", *heads, *areas], rows, f"EVRC: FNMR in %, images discarded. {caption}")
+        )
+        rows = [[m.name, *(100 * e for e in a.edc_at(fractions))] for m, a in found]
+        tables.append(
+            Table(["method", *heads], rows, f"EDC: FNMR in %, comparisons discarded. {caption}")
+        )
+    return tables
+
+
+def _curves(methods: list[MethodResult], number: int) -> Section:
+    fmr = methods[0].assessments[number].fmr
+    figures = []
+    for title, grid, attribute, discarded in (
+        (f"EVRC at FMR {fmr:g}", EVRC_DISCARD_FRACTIONS, "evrc", "images"),
+        (f"EDC, threshold fixed at FMR {fmr:g}", EDC_DISCARD_FRACTIONS, "edc", "comparisons"),
+    ):
+        curves = [
+            Curve(m.name, m.kind, grid, getattr(m.assessments[number], attribute)) for m in methods
+        ]
+        figures.append(error_curves(curves, title, stepped=attribute == "edc", discarded=discarded))
+    return Section(f"Curves at FMR {fmr:g}", figures=figures)
+
+
+def _labels(config: EvaluateConfig, compared: ComparedSet) -> list[Section]:
+    table = read_any(config.report.labels or "", [IMAGE_ID, PSEUDO_LABEL])
+    labels = _floats(table[PSEUDO_LABEL])
+    sections = [
+        Section(
+            "The labels",
+            "The pseudo-label of an image is the Wasserstein distance between its similarities with"
+            " images of the same person (mated) and of other people (nonmated), scaled.",
+            figures=[label_histogram(labels, f"All {len(labels):,} labelled images.")],
+        )
+    ]
+    if config.report.faces is None:
+        return sections
+    source = open_source(config.report.faces)
+    own = _joined(compared, table, labels)
+    images = [
+        _similarities(name, compared, own, source, rank)
+        for name, rank in (("good", _GOOD), ("poor", _POOR))
+    ]
+    shown = [image for image in images if image is not None]
+    if shown:
+        text = "Similarities of two images with all others of the evaluation."
+        sections.append(
+            Section("A good and a poor image", text, figures=similarity_distributions(shown))
+        )
+    return sections
+
+
+def _similarities(
+    name: str,
+    compared: ComparedSet,
+    labels: NDArray[np.float64],
+    source: Source,
+    rank: float,
+) -> ImageSimilarities | None:
+    """Return the similarities of the image at a rank of the labels, or None if it has none."""
+    counts = np.bincount(compared.codes)[compared.codes]
+    usable = np.flatnonzero(~np.isnan(labels) & (counts > 2) & (counts < len(counts)))
+    if len(usable) == 0:
+        return None
+    order = usable[np.argsort(labels[usable], kind="stable")]
+    row = int(order[int(rank * (len(order) - 1))])
+    similarities = compared.unit @ compared.unit[row]
+    same = compared.codes == compared.codes[row]
+    others = same.copy()
+    others[row] = False
+    face = source.read(compared.image_ids[row])
+    return ImageSimilarities(name, similarities[others], similarities[~same], face, labels[row])
+
+
+def _faces(source: Source, compared: ComparedSet, method: MethodResult) -> Section:
+    known = np.flatnonzero(~np.isnan(method.qualities))
+    order = known[np.argsort(method.qualities[known], kind="stable")]
+    places = np.unique(np.linspace(0, len(order) - 1, min(_FACES, len(order))).astype(int))
+    faces, values, captions = [], [], []
+    for row in order[places]:
+        try:
+            faces.append(source.read(compared.image_ids[row]))
+        except (ImageRejectedError, InputError):
+            continue  # the strip is a sample: another face is as good
+        values.append(method.qualities[row])
+        captions.append(compared.image_ids[row].rpartition("/")[2])
+    strip = face_strip(faces, np.array(values), captions, f"Evenly spaced ranks of {method.name}.")
+    return Section("Faces from worst to best", figures=[strip])
+
+
+def _severity(path: str, compared: ComparedSet, method: MethodResult) -> Section:
+    table = read_any(path, [IMAGE_ID, "kind", "severity"])
+    place = pc.index_in(pa.array(compared.image_ids), table[IMAGE_ID].combine_chunks())
+    found = table.take(place)
+    severity = _floats(found["severity"])
+    kinds = found["kind"].to_pylist()
+    known = ~np.isnan(method.qualities)
+    correlation = rank_correlation(severity[known], method.qualities[known])
+    figure = scatter_severity(severity, method.qualities, kinds, method.name)
+    caption = f"Over all kinds: Spearman {correlation:.2f}."
+    return Section("Against the known severity", figures=[replace(figure, caption=caption)])
+
+
+def _joined(
+    compared: ComparedSet, table: pa.Table, values: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the value of each compared image, NaN where the table has none."""
+    place = pc.index_in(pa.array(compared.image_ids), table[IMAGE_ID].combine_chunks())
+    rows = place.to_numpy(zero_copy_only=False).astype(np.float64)
+    found = ~np.isnan(rows)
+    joined = np.full(len(rows), np.nan)
+    joined[found] = values[rows[found].astype(np.int64)]
+    return joined
+
+
+def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    return np.asarray(pc.cast(column, pa.float64()).to_numpy(), np.float64)

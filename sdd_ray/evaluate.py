@@ -1,0 +1,39 @@
+"""Command: qualities to error versus discard curves. See `sdd_ray.settings.EvaluateConfig`.
+
+python -m sdd_ray.evaluate --config configs/evaluate.yaml [dotted.key=value ...]
+"""
+
+import sys
+
+from sdd_ray.config import main
+from sdd_ray.settings import EvaluateConfig
+
+
+def run(config: EvaluateConfig) -> None:
+    """Evaluate all methods; write tables, curves, figures and report.html; print the table.
+
+    Raises:
+        SddError: An input, the output or the cluster is not as it should be.
+    """
+    from sdd_ray.engine.evaluating import compare_all, evaluate_methods
+    from sdd_ray.engine.evaluation_output import REPORT, publish, terminal_table
+    from sdd_ray.engine.session import session
+    from sdd_ray.store.dataset import open_dataset
+    from sdd_ray.store.location import Location
+    from sdd_ray.store.run import OutputRun
+
+    embeddings = open_dataset(config.embeddings, ["embed"])
+    output = OutputRun(
+        Location(config.output).absolute(), "evaluate", config, {"embeddings": embeddings.digest}
+    )
+    if not output.is_complete:
+        with session(config.ray):
+            compared = compare_all(embeddings, config.comparisons)
+            methods = evaluate_methods(config, compared)
+        publish(config, compared, methods, output)
+    sys.stdout.write(terminal_table(output.output) + "\n")
+    sys.stdout.write(f"report: {(output.output / REPORT).uri}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(EvaluateConfig, run))
