@@ -54,9 +54,9 @@ def degrade(image: Picture, kind: str, severity: float, generator: np.random.Gen
 
 
 def _blur(image: Picture, severity: float, generator: np.random.Generator) -> NDArray[np.float32]:
-    """Blur as a lens out of focus does; at most a sigma of a fourteenth of the width."""
+    """Blur as a lens out of focus does; at most a sigma of a tenth of the width."""
     del generator  # nothing about blur is random
-    sigma = image.shape[1] / 14 * severity
+    sigma = image.shape[1] / 10 * severity
     blurred = Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma))
     return np.asarray(blurred, dtype=np.float32)
 
@@ -64,10 +64,10 @@ def _blur(image: Picture, severity: float, generator: np.random.Generator) -> ND
 def _low_resolution(
     image: Picture, severity: float, generator: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Shrink, at most to a sixteenth, and enlarge again."""
+    """Shrink, at most to a twenty-fourth, and enlarge again."""
     del generator  # nothing about shrinking is random
     height, width = image.shape[:2]
-    share = (1 / 16) ** severity
+    share = (1 / 24) ** severity
     small = (max(1, round(width * share)), max(1, round(height * share)))
     picture = Image.fromarray(image).resize(small, Image.Resampling.BOX)
     return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
@@ -82,12 +82,12 @@ def _noise(image: Picture, severity: float, generator: np.random.Generator) -> N
 
 
 def _jpeg(image: Picture, severity: float, generator: np.random.Generator) -> NDArray[np.float32]:
-    """Compress, as a thumbnail of at least half the size; in the end only blocks are left."""
+    """Compress, as a thumbnail of at least a third of the size; in the end only blocks are left."""
     del generator  # nothing about compression is random
     height, width = image.shape[:2]
-    share = (1 / 2) ** severity
+    share = (1 / 3) ** severity
     small = (max(1, round(width * share)), max(1, round(height * share)))
-    quality = round(90 * (4 / 90) ** severity)
+    quality = round(80 * (3 / 80) ** severity)
     stream = io.BytesIO()
     picture = Image.fromarray(image).resize(small, Image.Resampling.BOX)
     picture.save(stream, "JPEG", quality=quality, subsampling=2)
