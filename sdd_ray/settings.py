@@ -452,12 +452,26 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class DrawConfig:
+    """Draw a set of faces with known degradations into a folder of PNG files, one per identity."""
+
+    output: Text
+    """Folder to make; severity.csv in it holds what is known of each face."""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DemoConfig:
     """Draw faces, embed, label, train, score and evaluate them: the whole road on one command."""
 
     output: Text = "demo"
-    """Folder of everything the demo writes; `report.html` is in it."""
+    """Folder of everything the demo writes; `evaluation/report.html` is in it."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-    epochs: PositiveInt = 8
-    """Passes over the training images."""
+    holdout_share: Rate = 0.25
+    """Share of the identities that training never sees and that the model is evaluated on."""
+    optimiser: OptimiserConfig = field(
+        default_factory=lambda: OptimiserConfig(
+            learning_rate=1e-3, epochs=8, milestones=(6,), batch_size=32
+        )
+    )
     ray: RayConfig = field(default_factory=RayConfig)

@@ -17,6 +17,7 @@ from sdd_ray.store.location import Location
 from sdd_ray.store.run import Reject
 from sdd_ray.synthetic import samples
 from sdd_ray.synthetic.samples import SyntheticSet
+from sdd_ray.synthetic.truth import synthetic_set
 
 
 @dataclass
@@ -45,16 +46,7 @@ class Source(Protocol):
 def open_source(config: SourceConfig) -> Source:
     """Return the source that the configuration describes."""
     if config.kind == "synthetic":
-        drawn = config.synthetic
-        return SyntheticSource(
-            SyntheticSet(
-                seed=drawn.seed,
-                num_identities=drawn.num_identities,
-                images_per_identity=drawn.images_per_identity,
-                first_identity=drawn.first_identity,
-                degraded_share=drawn.degraded_share,
-            )
-        )
+        return SyntheticSource(synthetic_set(config.synthetic))
     root = Location(config.path or "").absolute()
     return FolderSource(root, config.identity, tuple(e.lower() for e in config.extensions))
 

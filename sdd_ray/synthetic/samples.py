@@ -101,14 +101,26 @@ def draw_sample(spec: SyntheticSet, identity: int, index: int) -> Sample:
         'synthetic/0/000001/0000'
     """
     image = draw_face(spec.seed, identity, index)
-    generator = keyed_generator(spec.seed, identity, index, DAMAGE)
-    lot, choice, evenly = generator.random(3).tolist()
-    kind, severity = UNDAMAGED, 0.0
-    if lot < spec.degraded_share:
-        kind, severity = DEGRADATIONS[int(choice * len(DEGRADATIONS))], 1 - evenly
+    kind, severity, generator = _damage(spec, identity, index)
+    if kind != UNDAMAGED:
         image = degrade(image, kind, severity, generator)
     image_id = image_id_of(spec.seed, identity, index)
     return Sample(image, image_id, identity_name(identity), kind, severity)
+
+
+def damage_of(spec: SyntheticSet, identity: int, index: int) -> tuple[str, float]:
+    """Return kind and severity of a picture's damage, without drawing it."""
+    return _damage(spec, identity, index)[:2]
+
+
+def _damage(
+    spec: SyntheticSet, identity: int, index: int
+) -> tuple[str, float, np.random.Generator]:
+    generator = keyed_generator(spec.seed, identity, index, DAMAGE)
+    lot, choice, evenly = generator.random(3).tolist()
+    if lot < spec.degraded_share:
+        return DEGRADATIONS[int(choice * len(DEGRADATIONS))], 1 - evenly, generator
+    return UNDAMAGED, 0.0, generator
 
 
 def image_id_of(seed: int, identity: int, index: int) -> str:
