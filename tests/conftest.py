@@ -1,13 +1,56 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and what Ray reads from the environment when it is imported."""
 
+import copy
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+
+for _name, _value in {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local Ray of four logical CPUs for all tests that need one."""
+    import ray
+
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=400 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_data_context(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Put back Ray Data's context, which is one for the process, after tests that may change it."""
+    if request.path.parent.name not in ("engine", "commands"):
+        yield
+        return
+    from ray.data.context import DataContext
+
+    saved = copy.deepcopy(DataContext.get_current())
+    yield
+    DataContext._set_current(saved)
 
 
 @pytest.fixture(scope="session")
