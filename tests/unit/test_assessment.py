@@ -115,10 +115,11 @@ def test_mean_of_nothing():
 
 def test_fractions_are_read_where_binary_numbers_fall_short(case):
     found = assess(*case, fmr=0.1, discard_limit=0.5)
-    # 0.29 * 100 and 3 * 0.05 are not whole in binary; each must be read at its own step.
+    # 0.07 * 5 is above 0.35 in binary and 1 - 0.9 below 0.1; each must be read at its own step.
+    marked = dataclasses.replace(found, edc=np.arange(96.0))
     for place in range(96):
-        marked = dataclasses.replace(found, edc=np.arange(96.0))
-        assert marked.edc_at([place / 100, place * 0.01]) == [place, place]
+        equal = [place / 100, place * 0.01, 1 - (100 - place) / 100]
+        assert marked.edc_at(equal) == [place] * 3
     marked = dataclasses.replace(found, evrc=np.arange(20.0))
     assert marked.evrc_at([k * 0.05 for k in range(20)]) == list(range(20))
 

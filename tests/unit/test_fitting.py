@@ -14,7 +14,7 @@ from sdd_ray.core.preprocess import Preprocessing
 RECIPE = Recipe(
     learning_rate=0.05,
     weight_decay=1e-4,
-    milestones=(1, 3),
+    milestones=(1, 4),
     decay=0.1,
     huber_zeta=1.0,
     flip=True,
@@ -86,7 +86,7 @@ def test_first_step_against_adam_by_hand(network, batches):
 def test_going_on_from_a_state_equals_unbroken_training(network, batches):
     start = copy.deepcopy(network.state_dict())
     whole = fitter(network)
-    unbroken = [list(whole.train_epoch(batches, epoch)) for epoch in range(5)]
+    unbroken = [list(whole.train_epoch(batches, epoch)) for epoch in range(6)]
     end = copy.deepcopy(network.state_dict())
 
     network.load_state_dict(start)
@@ -103,7 +103,7 @@ def test_going_on_from_a_state_equals_unbroken_training(network, batches):
     other.load_state_dict(state["network"])
     second = fitter(other)
     second.load_state(state)
-    for epoch in range(2, 5):
+    for epoch in range(2, 6):
         assert list(second.train_epoch(batches, epoch)) == unbroken[epoch]
     for name, values in other.state_dict().items():
         assert torch.equal(values, end[name])
@@ -112,10 +112,10 @@ def test_going_on_from_a_state_equals_unbroken_training(network, batches):
 def test_learning_rate_falls_after_the_milestones(network, batches):
     fit = fitter(network)
     rates = []
-    for epoch in range(4):
+    for epoch in range(5):
         rates.append(fit.state()["optimiser"]["param_groups"][0]["lr"])
         list(fit.train_epoch(batches, epoch))
-    assert rates == pytest.approx([0.05, 0.005, 0.005, 0.0005])
+    assert rates == pytest.approx([0.05, 0.005, 0.005, 0.005, 0.0005])
 
 
 def test_mirroring_depends_on_seed_epoch_and_rank_alone(batches):
