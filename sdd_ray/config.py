@@ -33,7 +33,13 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is not text", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} is given twice", key_node.start_mark
@@ -161,7 +167,13 @@ def describe_fields(schema: type[Any], prefix: str = "") -> Iterator[tuple[str, 
             continue
         required = info.is_required()
         default = " (required)" if required else f" ({_default_text(info)})"
-        yield f"{prefix}{name}", _type_text(hints[name]), default, (info.description or "").strip()
+        text = (info.description or "").strip()
+        item = _item(hints[name])
+        if item is None:
+            yield f"{prefix}{name}", _type_text(hints[name]), default, text
+            continue
+        yield f"{prefix}{name}", "items with the keys below", default, text
+        yield from describe_fields(item, f"{prefix}{name}.*.")
 
 
 def known_keys(schema: type[Any]) -> list[str]:
@@ -224,8 +236,7 @@ def _describe(schema: type[Any], item: Any) -> str:
     location = item["loc"]
     key = ".".join(str(part) for part in location)
     if item["type"] == "unexpected_keyword_argument":
-        near = difflib.get_close_matches(key, known_keys(schema), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = _nearest(schema, location)
         return f"{key}: no such key{hint}"
     if item["type"] == "missing":
         return f"{key}: required, and not given"
@@ -235,6 +246,14 @@ def _describe(schema: type[Any], item: Any) -> str:
     if isinstance(given, dict):
         return f"{key or 'configuration'}: {message}"
     return f"{key}: {message} (got {json.dumps(given, default=str)})"
+
+
+def _nearest(schema: type[Any], location: Sequence[str | int]) -> str:
+    """Return a hint at the nearest right key, for keys of the tree itself and of its lists."""
+    key = ".".join(str(part) for part in location if isinstance(part, str))
+    in_list = any(isinstance(part, int) for part in location)
+    near = [] if in_list else difflib.get_close_matches(key, known_keys(schema), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _parse(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -260,6 +279,16 @@ def _nested(hint: Any) -> type[Any] | None:
 
 
 _PLAIN = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
+
+
+def _item(hint: Any) -> type[Any] | None:
+    """Return the class of the items of a list or of named items, if they have keys themselves."""
+    while typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
+    if typing.get_origin(hint) not in (tuple, dict):
+        return None
+    found = [a for a in typing.get_args(hint) if _nested(a) is not None]
+    return found[0] if found else None
 
 
 def _type_text(hint: Any) -> str:

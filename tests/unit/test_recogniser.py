@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -242,7 +243,7 @@ def test_configuration_becomes_a_specification():
     )
     assert recogniser_spec(config) == RecogniserSpec(
         "torch",
-        "w.pt",
+        str(Path("w.pt").absolute()),
         Architecture(embedding_size=16, input_size=(112, 96)),
         Preprocessing(width=96, channel_order="bgr", std=(1.0, 2.0, 3.0)),
         flip=True,

@@ -1,0 +1,111 @@
+"""Options of evaluate, of drawing faces, and of the demo."""
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from sdd_ray.settings.common import (
+    STRICT,
+    OpenShare,
+    Rate,
+    RayConfig,
+    Seed,
+    SourceConfig,
+    SyntheticConfig,
+    Text,
+)
+from sdd_ray.settings.training import OptimiserConfig
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MethodConfig:
+    """Quality values to evaluate."""
+
+    name: Text
+    """Name in tables and figures."""
+    path: Text
+    """Dataset with image_id and the values: qualities, labels, embeddings, or any Parquet."""
+    column: Text = "quality"
+    """Column of the values, larger is better; null and NaN count as failed to assess."""
+    kind: Literal["model", "label", "severity", "norm", "oracle"] = "model"
+    """What the values are; decides how their curve is drawn."""
+    sign: Literal[1, -1] = 1
+    """-1 for values of which smaller is better."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ComparisonsConfig:
+    """Which comparisons of the embeddings are made."""
+
+    splits: Text | None = None
+    """splits.parquet of a model folder; only identities of `part` are compared. Null: all."""
+    part: Literal["holdout", "validation", "train"] = "holdout"
+    """See `splits`."""
+    max_nonmated: PositiveInt | None = 5_000_000
+    """All mated comparisons are made; of the nonmated ones at most this many, drawn at
+    random. Null: all."""
+    seed: Seed = 0
+    """Draws the nonmated comparisons."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ReportConfig:
+    """What report.html shows besides curves and tables."""
+
+    labels: Text | None = None
+    """Dataset written by label: its histogram, and what two of its images look like inside."""
+    faces: SourceConfig | None = None
+    """The images, to show faces from worst to best. Null: none are shown."""
+    severity: Text | None = None
+    """Parquet with image_id, kind and severity of known degradations (synthetic data)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvaluateConfig:
+    """Evaluate qualities by error versus discard curves; tables, figures and report at `output`."""
+
+    embeddings: Text
+    """Dataset written by embed: the recogniser whose errors a quality should predict."""
+    output: Text
+    """Folder of the results."""
+    methods: Annotated[tuple[MethodConfig, ...], Field(min_length=1)]
+    """The qualities to compare, as a list; a random one is always added."""
+    comparisons: ComparisonsConfig = field(default_factory=ComparisonsConfig)
+    fmr: tuple[Rate, ...] = (1e-2, 1e-3)
+    """False match rates at which thresholds are set."""
+    discard_fractions: tuple[OpenShare, ...] = (0.0, 0.1, 0.2, 0.3)
+    """Columns of the printed table."""
+    discard_limit: Rate = 0.3
+    """Upper end of the normalised partial area."""
+    random_repeats: PositiveInt = 20
+    """Random qualities that are averaged."""
+    report: ReportConfig = field(default_factory=ReportConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DrawConfig:
+    """Draw a set of faces with known degradations into a folder of PNG files, one per identity."""
+
+    output: Text
+    """Folder to make; severity.csv in it holds what is known of each face."""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DemoConfig:
+    """Draw faces, embed, label, train, score and evaluate them: the whole road on one command."""
+
+    output: Text = "demo"
+    """Folder of everything the demo writes; `evaluation/report.html` is in it."""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    holdout_share: Rate = 0.25
+    """Share of the identities that training never sees and that the model is evaluated on."""
+    optimiser: OptimiserConfig = field(
+        default_factory=lambda: OptimiserConfig(
+            learning_rate=1e-3, epochs=8, milestones=(6,), batch_size=32
+        )
+    )
+    ray: RayConfig = field(default_factory=RayConfig)
