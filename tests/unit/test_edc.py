@@ -254,3 +254,40 @@ def test_wrong_inputs_are_refused():
             evrc(some, some, 0.5, np.array(fractions))
     with pytest.raises(ValueError, match=r"discard fractions in \[0, 1\)"):
         errors_at(fnm_edc(some, 0.5), np.array([1.0]))
+
+
+def test_evrc_over_images_discards_images_and_their_comparisons():
+    # Five images of quality 1..5; image 0 (the worst) takes part in the first mated and the first
+    # nonmated comparison. At a fifth of the images both are gone, and nothing else.
+    images = np.arange(1.0, 6.0)
+    mated = Comparisons(np.array([0.1, 0.6, 0.7]), np.array([1.0, 2.0, 3.0]))
+    nonmated = Comparisons(np.array([0.9, 0.2, 0.3, 0.4]), np.array([1.0, 2.0, 2.0, 4.0]))
+    curve = evrc(mated, nonmated, 0.3, np.array([0.0, 0.19, 0.2]), population=images)
+    # All: 1 of 4 nonmated may pass, so the threshold is the second largest, 0.4: 0.1 is missed.
+    # Without image 0: floor(0.3 * 3) = 0 may pass, which no threshold can show: undefined.
+    assert curve.thresholds[:2].tolist() == [0.4, 0.4]
+    assert curve.errors[:2].tolist() == [1 / 3, 1 / 3]
+    assert math.isnan(curve.errors[2])
+    assert curve.num_remaining.tolist() == [3, 3, 2]
+
+
+def test_evrc_over_images_equals_removing_them():
+    rng = np.random.default_rng(5)
+    quality = rng.integers(0, 12, 60).astype(np.float64)
+    quality[::17] = np.nan
+    first, second = np.triu_indices(60, 1)
+    similarities = rng.normal(0.1 * np.nan_to_num(np.fmin(quality[first], quality[second])), 1.0)
+    is_mated = first // 6 == second // 6
+    pairs = pair_qualities(quality[first], quality[second])
+    sides = [Comparisons(similarities[m], pairs[m]) for m in (is_mated, ~is_mated)]
+    fractions = np.array([0.0, 0.1, 0.35, 0.6])
+    curve = evrc(*sides, 0.05, fractions, population=quality)
+    ranked = np.where(np.isnan(quality), -np.inf, quality)
+    for fraction, error, threshold in zip(fractions, curve.errors, curve.thresholds, strict=True):
+        levels = [t for t in np.unique(ranked) if (ranked < t).mean() <= fraction + 1e-12]
+        kept = ranked >= max(levels)
+        left = kept[first] & kept[second]
+        allowed = int(0.05 * (left & ~is_mated).sum() + 1e-9)
+        expected = np.sort(similarities[left & ~is_mated])[-allowed - 1]
+        assert threshold == expected
+        assert error == np.mean(similarities[left & is_mated] < expected)
