@@ -120,6 +120,7 @@ def _fit(trainer: TorchTrainer) -> Any:
 def _train_loop(loop_config: dict[str, Any]) -> None:
     """Run on every training worker."""
     plan: FitPlan = loop_config["plan"]
+    torch.set_num_threads(max(1, int(plan.config.resources.cpus_per_worker)))
     rank = ray.train.get_context().get_world_rank()
     network, _, preprocessing = start_network(plan)
     # Depthwise convolutions run faster so, on the CPU as on the GPU; the numbers stay the same.
