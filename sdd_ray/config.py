@@ -23,7 +23,7 @@ from sdd_ray.errors import ConfigError, SddError
 
 Tree = TypeVar("Tree")
 
-EXECUTION_KEYS = frozenset({"output", "ray", "resources"})
+EXECUTION_KEYS = frozenset({"output", "ray", "resources", "max_reject_share"})
 """Top-level keys that say where and how a command runs; they never change what it computes."""
 
 

@@ -18,14 +18,14 @@ def run(config: EvaluateConfig) -> None:
     from sdd_ray.engine.evaluating import compare_all, evaluate_methods
     from sdd_ray.engine.evaluation_output import REPORT, publish, terminal_table
     from sdd_ray.engine.session import session
-    from sdd_ray.store.dataset import open_dataset
+    from sdd_ray.store.dataset import content_digest, open_dataset
     from sdd_ray.store.location import Location
     from sdd_ray.store.run import OutputRun
 
     embeddings = open_dataset(config.embeddings, ["embed"])
-    output = OutputRun(
-        Location(config.output).absolute(), "evaluate", config, {"embeddings": embeddings.digest}
-    )
+    inputs = {f"methods.{m.name}": content_digest(m.path) for m in config.methods}
+    inputs["embeddings"] = embeddings.digest
+    output = OutputRun(Location(config.output).absolute(), "evaluate", config, inputs)
     if not output.is_complete:
         with session(config.ray):
             compared = compare_all(embeddings, config.comparisons)

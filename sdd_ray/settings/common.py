@@ -20,8 +20,8 @@ class RayConfig:
     """Which Ray the command uses."""
 
     address: Text | None = None
-    """Cluster to join, such as `auto` or `ray://host:10001`. Null: the cluster that RAY_ADDRESS
-    names (as inside `ray job submit`), else a local one for the length of this command."""
+    """Cluster to join, such as `auto` or `10.0.0.1:6379`. Null: the cluster that RAY_ADDRESS names
+    (as inside `ray job submit`), else a local one for the length of this command."""
     dashboard: bool = True
     """Start the dashboard with a local Ray (http://127.0.0.1:8265)."""
     num_cpus: PositiveInt | None = None

@@ -1,5 +1,6 @@
 """Reading what another command has written: complete outputs, with the columns they should have."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,6 +87,21 @@ def read_parquet(file: Location, columns: Sequence[str] | None = None) -> pa.Tab
             return parquet.read(columns=None if columns is None else list(columns))
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file.uri} is not a whole Parquet file: {error}") from error
+
+
+def content_digest(uri: str) -> str:
+    """Return a digest of what `read_any` reads there.
+
+    Raises:
+        InputError: Nothing can be read there.
+    """
+    place = Location(uri).absolute()
+    if not place.is_folder():
+        return hashlib.sha256(place.read_bytes()).hexdigest()
+    if (place / MANIFEST).exists():
+        return str(read_json(place / MANIFEST).get("digest"))
+    parts = [n + content_digest((place / n).uri) for n in place.names() if n.endswith(".parquet")]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def read_any(uri: str, columns: Sequence[str]) -> pa.Table:
