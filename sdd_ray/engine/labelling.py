@@ -64,11 +64,13 @@ def run_label_job(
     if missing:
         resources = config.resources
         size = pool_size(resources.workers, resources.cpus_per_worker, 0.0)
-        loaded = _load(plan)
-        _check_share(config, plan, loaded)
-        for record in _label(config, plan, loaded, raw, size):
-            raw.records[record.name] = record
-        run.pause()
+        try:
+            loaded = _load(plan)
+            _check_share(config, plan, loaded)
+            for record in _label(config, plan, loaded, raw, size):
+                raw.records[record.name] = record
+        finally:
+            run.pause()
     return _scale(config, plan, raw, run.output)
 
 
@@ -97,12 +99,16 @@ def _load(plan: LabelPlan) -> list[LoadedShard]:
     )
     progress = Progress("load", sum(len(s.codes) for s in plan.shards), unit="embeddings")
     refs: list[Any] = [task.remote(plan.files, shard) for shard in plan.shards]
-    loaded = []
+    loaded: list[LoadedShard] = []
     for shard, (block, info) in zip(plan.shards, refs, strict=True):
         found = ray.get(info)
         if isinstance(found, SddError):
             raise found
         sums, faults = found
+        if loaded and sums.total.shape != loaded[0].sums.total.shape:
+            raise _other_size(
+                plan.files[shard.files[0]], sums.total.size, loaded[0].sums.total.size
+            )
         loaded.append(LoadedShard(block, sums, faults))
         progress.update(len(shard.codes), int((faults != 0).sum()))
     progress.close()
@@ -124,17 +130,25 @@ def _gather(files: Sequence[Location], shard: LabelShard) -> NDArray[np.float32]
     matrix: NDArray[np.float32] | None = None
     for number in np.unique(shard.files):
         wanted = shard.files == number
-        column = read_parquet(files[number], [EMBEDDING])[EMBEDDING]
-        part = embedding_matrix(column)[shard.rows[wanted]]
+        part = _embeddings(files[number])[shard.rows[wanted]]
         if matrix is None:
             matrix = np.empty((len(shard.rows), part.shape[1]), np.float32)
         if part.shape[1] != matrix.shape[1]:
-            uri = files[number].uri
-            raise InputError(
-                f"{uri}: embeddings of {part.shape[1]} numbers, others have {matrix.shape[1]}"
-            )
+            raise _other_size(files[number], part.shape[1], matrix.shape[1])
         matrix[wanted] = part
     return np.zeros((0, 1), np.float32) if matrix is None else matrix
+
+
+def _embeddings(file: Location) -> NDArray[np.float32]:
+    column = read_parquet(file, [EMBEDDING])[EMBEDDING]
+    try:
+        return embedding_matrix(column)
+    except InputError as error:
+        raise InputError(f"{file.uri}: {error}") from error
+
+
+def _other_size(file: Location, size: int, others: int) -> InputError:
+    return InputError(f"{file.uri}: embeddings of {size} numbers, others have {others}")
 
 
 def _label(
