@@ -6,6 +6,7 @@ Whatever the user has set stays as it is.
 """
 
 import os
+import warnings
 
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -20,3 +21,6 @@ _DEFAULTS = {
 
 for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)
+
+# Ray Train sets an option of Ray Data that Ray Data has deprecated; no user can do anything about it.
+warnings.filterwarnings("ignore", message=".*ExecutionOptions.exclude_resources")

@@ -68,7 +68,8 @@ def terminal_table(output: Location) -> str:
             errors = "".join(f"{_number(e, 100, 2):>8}" for e in row["evrc"])
             areas = f"{_number(row['normalised_pauc'], 1, 3):>10}{_number(row['aoc'], 1, 3):>8}"
             lines.append(f"{row['method']:<16.16}{errors}{areas}")
-    lines += ["", "pAUC: 1 = no use, lower is better; AOC: higher is better", ""]
+    lines += ["", "pAUC: 1 = no use, lower is better; AOC: higher is better; -: undefined, too few"]
+    lines += ["comparisons remain or no error is left to save", ""]
     return "\n".join(lines)
 
 
