@@ -22,5 +22,5 @@ _DEFAULTS = {
 for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 
-# Ray Train sets an option of Ray Data that Ray Data has deprecated; no user can do anything about it.
+# Ray Train sets an option that Ray Data has deprecated; no user can do anything about it.
 warnings.filterwarnings("ignore", message=".*ExecutionOptions.exclude_resources")
