@@ -86,7 +86,8 @@ class Fitter:
     ) -> Iterator[tuple[int, float]]:
         """Make one optimiser step for each batch; yield (images, mean loss) after each.
 
-        Mirroring depends on (seed, epoch, rank) alone, so a resumed run goes on as it would have.
+        Epochs count from 0, in messages from 1. Mirroring depends on (seed, epoch, rank) alone, so
+        a resumed run goes on as it would have.
 
         Raises:
             ValueError: The loss is no longer a finite number.
@@ -100,7 +101,8 @@ class Fitter:
             value = float(loss.detach())
             if not np.isfinite(value):
                 raise ValueError(
-                    f"the loss is {value} at epoch {epoch}, step {step}: lower the learning rate"
+                    f"the loss is {value} at epoch {epoch + 1}, step {step + 1}:"
+                    " lower the learning rate"
                 )
             self._optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)

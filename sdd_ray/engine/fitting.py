@@ -63,13 +63,16 @@ class EpochResult:
 
     @property
     def figures(self) -> dict[str, float]:
-        """What is reported to Ray; epochs count from 1."""
-        return {
+        """What is reported to Ray; epochs count from 1. Predictions all equal have Spearman 0."""
+        figures = {
             "epoch": self.epoch + 1,
             "train_loss": self.train_loss,
             "images_per_s": self.images_per_s,
             **self.validation.figures,
         }
+        if np.isnan(figures["spearman"]):
+            figures["spearman"] = 0.0  # they rank nothing, and Ray cannot choose among NaN
+        return figures
 
 
 def start_network(plan: FitPlan) -> tuple[QualityNetwork, QualityArchitecture, Preprocessing]:
@@ -116,6 +119,9 @@ class Fit:
             state: What `state` returned after an earlier epoch, or None to begin.
             train: From an epoch to its batches.
             validation: Returns the validation batches.
+
+        Raises:
+            ValueError: There is no whole batch to train on, or a loss is no longer a finite number.
         """
         first = 0
         if state is not None:
@@ -127,10 +133,17 @@ class Fit:
             torch.manual_seed(self.plan.shuffle_seed(epoch) * 1009 + self.rank)
             started = time.monotonic()
             steps = list(self.fitter.train_epoch(train(epoch), epoch, self.rank))
+            if not steps:
+                raise ValueError("expected at least one whole batch of images that can be read")
             images = sum(count for count, _ in steps)
             seconds = time.monotonic() - started
-            loss = sum(count * value for count, value in steps) / max(images, 1)
+            loss = sum(count * value for count, value in steps) / images
             result, predicted = self.fitter.validate(validation())
+            if not np.isfinite(result.loss):
+                raise ValueError(
+                    f"the validation loss is {result.loss} after epoch {epoch + 1}:"
+                    " lower the learning rate"
+                )
             yield EpochResult(epoch, loss, images / seconds, result, predicted)
 
     def state(self, result: EpochResult) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """Train a quality model with Ray Train: data-parallel workers, checkpoints, the best epoch kept."""
 
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,17 @@ import ray.train
 import ray.train.torch
 import torch
 from numpy.typing import NDArray
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    ControllerError,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchTrainer
 
 from sdd_ray.core.fitting import Batch, Fitter
@@ -21,7 +34,7 @@ from sdd_ray.core.preprocess import Preprocessing
 from sdd_ray.engine.board import board
 from sdd_ray.engine.fitting import BETTER, EpochResult, Fit, FitPlan, epoch_line, start_network
 from sdd_ray.engine.session import available, pool_size
-from sdd_ray.engine.training_data import TrainingData, batches, image_dataset
+from sdd_ray.engine.training_data import TrainingData, batches, image_dataset, in_order
 from sdd_ray.errors import ResourceError, SddError
 from sdd_ray.formats.source import open_source
 from sdd_ray.settings import TrainConfig
@@ -68,13 +81,14 @@ def train_network(config: TrainConfig, data: TrainingData, work: Location) -> Tr
             _train_loop,
             train_loop_config={"plan": plan, "board": lines},
             datasets={"train": train, "validation": validation},
-            dataset_config=ray.train.DataConfig(datasets_to_split=["train"]),
+            dataset_config=ray.train.DataConfig(["train"], execution_options=in_order()),
             scaling_config=ScalingConfig(
                 num_workers=resources.workers, use_gpu=resources.use_gpu, resources_per_worker=needs
             ),
             run_config=RunConfig(
                 name="fit",
                 storage_path=work.uri,
+                callbacks=[_NotAgain()],  # type: ignore[list-item]  # the hint names Tune's class
                 failure_config=FailureConfig(max_failures=resources.max_failures),
                 checkpoint_config=CheckpointConfig(
                     num_to_keep=2,
@@ -106,15 +120,52 @@ def check_resources(config: TrainConfig) -> None:
         )
 
 
+class _NotAgain(UserCallback):
+    """Ends training at once where a worker met what would happen again; lost workers come back."""
+
+    def after_exception(
+        self,
+        run_context: Any,  # noqa: ARG002 - Ray passes it by name
+        worker_exceptions: dict[int, Exception],
+    ) -> None:
+        """Raise the error in the controller, which does not try again after errors of its own."""
+        for error in worker_exceptions.values():
+            if isinstance(error, (ValueError, SddError)):
+                raise error
+
+
 def _fit(trainer: TorchTrainer) -> Any:
     try:
-        return trainer.fit()
-    except Exception as error:
-        # Ray wraps what a worker raised; the innermost cause is what the user can act on.
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise SddError(f"training failed: {cause}") from error
+        with _interruptible():
+            return trainer.fit()
+    except TrainingFailedError as error:
+        raise SddError(f"training failed: {_cause(error)}") from error
+
+
+def _cause(error: TrainingFailedError) -> Exception:
+    """Return what went wrong on a worker, without the tracebacks that Ray wraps it in."""
+    if isinstance(error, ControllerError):
+        return error.controller_failure
+    if isinstance(error, WorkerGroupError):
+        return error.worker_failures[min(error.worker_failures)]
+    return error
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end training as it ends everything else.
+
+    Ray Train takes the signal to stop its workers, leaves the process, and keeps the signal for
+    ever: later stages of the same command could not be interrupted.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _train_loop(loop_config: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What training sees: images joined to labels by image_id, split by identity, read by Ray Data."""
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -102,7 +103,9 @@ def image_dataset(source: Source, table: pa.Table, name: str) -> Any:
     blocks = [
         table.slice(start, _ROWS_PER_BLOCK) for start in range(0, table.num_rows, _ROWS_PER_BLOCK)
     ]
-    dataset: Any = ray.data.from_arrow(blocks).map_batches(_reader(source), batch_size=64)
+    dataset: Any = ray.data.from_arrow(blocks)
+    dataset.context.execution_options = in_order()
+    dataset = dataset.map_batches(_reader(source), batch_size=64)
     memory = float(ray.cluster_resources().get("object_store_memory", 0.0))
     if table.num_rows * _IMAGE_BYTES <= _CACHE_SHARE * memory:
         dataset = dataset.materialize()
@@ -110,6 +113,16 @@ def image_dataset(source: Source, table: pa.Table, name: str) -> Any:
         if unreadable:
             sys.stderr.write(f"train: {unreadable:,} {name} images cannot be read any more\n")
     return dataset
+
+
+def in_order() -> ray.data.ExecutionOptions:
+    """Return options by which rows keep their order, however fast each block is read.
+
+    Without them a run could not be repeated, nor go on as it would have gone.
+    """
+    options = copy.deepcopy(ray.data.DataContext.get_current().execution_options)
+    options.preserve_order = True
+    return options
 
 
 def batches(

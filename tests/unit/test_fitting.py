@@ -154,7 +154,7 @@ def test_loss_that_is_no_number(network, batches, bad):
     before = copy.deepcopy(network.state_dict())
     images, targets = batches[0]
     broken = [(images, np.full_like(targets, bad))]
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at epoch 3, step 0: lower the"):
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at epoch 4, step 1: lower the"):
         list(fitter(network).train_epoch(broken, epoch=3))
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
