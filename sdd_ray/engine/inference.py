@@ -8,6 +8,7 @@ worker costs the shard it was at, and a second run does only what is missing.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -79,9 +80,11 @@ def run_image_job(job: ImageJob, run: OutputRun) -> tuple[list[PartRecord], List
         TooManyRejectsError: More images than allowed had to be set aside.
         ResourceError: The cluster has no room for the workers.
     """
+    resources = job.resources
+    size = pool_size(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
     total, listing = _index(job, run)
     if total == 0:
-        raise InputError(f"the source holds no images ({listing.ignored_files} other files)")
+        raise InputError(_nothing_to_do(listing))
     num_shards = -(-total // job.images_per_shard)
     names = [f"part-{shard:06d}" for shard in range(num_shards)]
     records = {name: record for name, record in run.finished().items() if name in set(names)}
@@ -89,7 +92,7 @@ def run_image_job(job: ImageJob, run: OutputRun) -> tuple[list[PartRecord], List
     progress = Progress(job.name, total, sum(r.rows_in for r in records.values()))
     rejected = len(listing.rejects) + sum(len(r.rejects) for r in records.values())
     try:
-        for record in _process(job, run, missing):
+        for record in _process(job, run, missing, size):
             records[record.name] = record
             rejected += len(record.rejects)
             progress.update(record.rows_in, len(record.rejects))
@@ -101,11 +104,11 @@ def run_image_job(job: ImageJob, run: OutputRun) -> tuple[list[PartRecord], List
     return [records[name] for name in names], listing
 
 
-def _process(job: ImageJob, run: OutputRun, missing: Sequence[int]) -> Iterator[PartRecord]:
+def _process(
+    job: ImageJob, run: OutputRun, missing: Sequence[int], workers: int
+) -> Iterator[PartRecord]:
     if not missing:
         return
-    resources = job.resources
-    size = pool_size(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
     shards = ray.data.from_items(
         [{"shard": shard} for shard in missing], override_num_blocks=len(missing)
     )
@@ -113,9 +116,9 @@ def _process(job: ImageJob, run: OutputRun, missing: Sequence[int]) -> Iterator[
         _ShardWorker,
         fn_constructor_kwargs={"job": job, "output": run.output, "index": _index_file(run)},
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(size, len(missing))),
-        num_cpus=resources.cpus_per_worker,
-        num_gpus=resources.gpus_per_worker or None,
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing))),
+        num_cpus=job.resources.cpus_per_worker,
+        num_gpus=job.resources.gpus_per_worker or None,
     )
     for row in results.iter_rows():
         raise_failure(row)
@@ -226,13 +229,24 @@ def _check_share(
 ) -> None:
     if rejected <= job.max_reject_share * total:
         return
-    reasons: dict[str, int] = {}
     rejects = [*listing.rejects, *(item for r in records.values() for item in r.rejects)]
-    for reject in rejects:
-        reasons[reject.reason] = reasons.get(reject.reason, 0) + 1
-    counted = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
-    first = rejects[0]
     raise TooManyRejectsError(
-        f"{rejected:,} of {total:,} images had to be set aside ({counted}), more than"
-        f" max_reject_share={job.max_reject_share:g}; the first is {first.image_id}: {first.detail}"
+        f"{rejected:,} of {total:,} images had to be set aside ({_reasons(rejects)}), more than"
+        f" max_reject_share={job.max_reject_share:g}; {_first(rejects)}"
     )
+
+
+def _nothing_to_do(listing: Listing) -> str:
+    text = f"the source holds no images that can be used ({listing.ignored_files} other files)"
+    if not listing.rejects:
+        return text
+    return f"{text}; set aside: {_reasons(listing.rejects)}; {_first(listing.rejects)}"
+
+
+def _reasons(rejects: Sequence[Reject]) -> str:
+    counts = sorted(Counter(reject.reason for reject in rejects).items())
+    return ", ".join(f"{reason} {count:,}" for reason, count in counts)
+
+
+def _first(rejects: Sequence[Reject]) -> str:
+    return f"the first is {rejects[0].image_id}: {rejects[0].detail}"

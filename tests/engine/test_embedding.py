@@ -1,0 +1,117 @@
+"""Embeddings through the real engine: the right ones, however the work is split and disturbed."""
+
+import hashlib
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from sdd_ray import embed
+from sdd_ray.config import load_tree
+from sdd_ray.core.similarity import normalise
+from sdd_ray.engine import embedding
+from sdd_ray.errors import ResourceError
+from sdd_ray.formats.source import Listing, open_source
+from sdd_ray.settings import EmbedConfig
+from sdd_ray.store.dataset import open_dataset
+from sdd_ray.store.location import Location
+from sdd_ray.store.recogniser import RecogniserSpec, load_recogniser
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+SYNTHETIC = {"kind": "synthetic", "synthetic": {"num_identities": 8, "images_per_identity": 6}}
+TREE = {
+    "source": SYNTHETIC,
+    "images_per_shard": 7,
+    "resources": {"workers": 1, "batch_size": 4},
+}
+
+
+def do_embed(output, **keys):
+    """Embed the drawn faces; return the dataset."""
+    embed.run(load_tree(EmbedConfig, {**TREE, "output": str(output), **keys}))
+    return open_dataset(str(output), ["embed"])
+
+
+@pytest.fixture(scope="module")
+def by_one_worker(ray_session, tmp_path_factory):
+    return do_embed(tmp_path_factory.mktemp("one") / "embeddings")
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """The (image_id, identity) of all faces, and their pixels."""
+    source = open_source(load_tree(EmbedConfig, {**TREE, "output": "o"}).source)
+    keys = list(source.list(Listing()))
+    return keys, np.stack([source.read(image_id) for image_id, _ in keys])
+
+
+def matrix(dataset):
+    return np.array(dataset.read(["embedding"])["embedding"].to_pylist(), np.float32)
+
+
+def test_rows_are_the_recognisers_embeddings_of_the_faces(by_one_worker, drawn):
+    keys, images = drawn
+    table = by_one_worker.read(["image_id", "identity", "norm", "content"])
+    assert list(zip(*(table[n].to_pylist() for n in ("image_id", "identity")), strict=True)) == keys
+    unit, norms = normalise(load_recogniser(RecogniserSpec()).embed(images))
+    np.testing.assert_allclose(matrix(by_one_worker), unit, atol=1e-5)
+    np.testing.assert_allclose(table["norm"].to_numpy(), norms, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(matrix(by_one_worker), axis=1), 1.0, atol=1e-6)
+    digests = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images]
+    assert table["content"].to_pylist() == [int.from_bytes(d, "little") for d in digests]
+    counts = by_one_worker.manifest["counts"]
+    assert counts == {"rows_in": 48, "rows_out": 48, "rejected": {}}
+
+
+def test_content_does_not_depend_on_the_number_of_workers(by_one_worker, tmp_path):
+    found = do_embed(tmp_path / "two", resources={"workers": 2, "batch_size": 4})
+    assert found.digest == by_one_worker.digest
+
+
+def test_half_precision_in_other_batches_is_near(by_one_worker, tmp_path):
+    found = do_embed(
+        tmp_path / "half",
+        storage="float16",
+        images_per_shard=20,
+        resources={"workers": 1, "batch_size": 32},
+    )
+    assert len(found.files) == 3
+    assert str(found.read(["embedding"]).schema.field("embedding").type.value_type) == "halffloat"
+    np.testing.assert_allclose(matrix(found), matrix(by_one_worker), atol=5e-4)
+
+
+def test_killed_worker_changes_nothing(by_one_worker, monkeypatch, tmp_path):
+    marker = tmp_path / "killed"
+
+    class Killed(embedding.EmbedStage):  # Within a function, so that it travels by value.
+        def load(self, threads):
+            network = super().load(threads)
+
+            def embed_or_die(images):
+                if not marker.exists():
+                    marker.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return network(images)
+
+            return embed_or_die
+
+    monkeypatch.setattr(embedding, "EmbedStage", Killed)
+    found = do_embed(tmp_path / "embeddings")
+    assert marker.exists()
+    assert found.digest == by_one_worker.digest
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"workers": 9}, r"9 worker\(s\) need 9 CPU, the cluster has 4 CPU"),
+        ({"cpus_per_worker": 64}, r"1 worker\(s\) need 64 CPU, the cluster has 4 CPU"),
+        ({"gpus_per_worker": 1}, r"1 worker\(s\) need 1 CPU and 1 GPU, .* 4 CPU and 0 GPU"),
+    ],
+)
+def test_missing_resources_end_the_run_before_any_work(tmp_path, resources, message):
+    with pytest.raises(ResourceError, match=message):
+        do_embed(tmp_path / "embeddings", resources=resources)
+    assert Location(str(tmp_path / "embeddings")).names() == ["_incomplete.json"]
