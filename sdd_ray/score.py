@@ -4,6 +4,7 @@ python -m sdd_ray.score --config configs/score.yaml [dotted.key=value ...]
 """
 
 import sys
+from dataclasses import replace
 
 from sdd_ray.config import main
 from sdd_ray.settings import ScoreConfig
@@ -11,6 +12,8 @@ from sdd_ray.settings import ScoreConfig
 
 def run(config: ScoreConfig) -> None:
     """Score all images of the source; write Parquet parts, qualities.csv and the manifest.
+
+    A quality needs no identity, so images that no folder names a person for are scored as well.
 
     Raises:
         SddError: An input, the output or the cluster is not as it should be.
@@ -31,7 +34,7 @@ def run(config: ScoreConfig) -> None:
         job = ImageJob(
             "score",
             stage,
-            open_source(config.source),
+            open_source(replace(config.source, identity="none")),
             config.images_per_shard,
             config.max_reject_share,
             config.resources,
