@@ -26,19 +26,17 @@ OFFLINE = RayConfig(num_cpus=2, dashboard=False)
 
 
 def write_labels(
-    folder: Path, faces: SyntheticConfig = FACES, targets: Sequence[float | None] | None = None
+    folder: Path, targets: Sequence[float | None] | None = None, backwards: bool = False
 ) -> str:
-    """Write a complete labels dataset; a label is 100 * (1 - severity) unless given."""
-    drawn = synthetic_set(faces)
+    """Write labels of FACES as label would; a label is 100 * (1 - severity) unless given."""
+    drawn = synthetic_set(FACES)
     pairs = list(keys(drawn))
     if targets is None:
         targets = [100 * (1 - damage_of(drawn, *key)[1]) for key in pairs]
     known = {
         columns.IMAGE_ID: [image_id_of(drawn.seed, *key) for key in pairs],
         columns.IDENTITY: [identity_name(identity) for identity, _ in pairs],
-        columns.PSEUDO_LABEL: np.asarray(targets, np.float32)
-        if None not in targets
-        else list(targets),
+        columns.PSEUDO_LABEL: list(targets),
     }
     table = pa.table(
         {
@@ -46,6 +44,8 @@ def write_labels(
             for name in columns.LABELS.names
         }
     )
+    if backwards:
+        table = table.take(np.arange(len(pairs))[::-1])
     config = LabelConfig(embeddings="written by hand", output=str(folder))
     run = OutputRun(Location(str(folder)).absolute(), "label", config)
     run.complete([write_part(run.output, "labels", table)])
