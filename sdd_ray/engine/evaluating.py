@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from sdd_ray.columns import EMBEDDING, IDENTITY, IMAGE_ID, NORM
+from sdd_ray.columns import EMBEDDING, IDENTITY, IMAGE_ID, NORM, QUALITY
 from sdd_ray.core.assessment import Assessment, assess, mean_assessment
 from sdd_ray.core.comparisons import ComparedPairs, compare_tile, count_nonmated
 from sdd_ray.engine.progress import Progress
@@ -96,19 +96,26 @@ def read_qualities(method: MethodConfig, image_ids: Sequence[str]) -> NDArray[np
     """Return the quality of each image, (N,), larger is better; NaN where there is none.
 
     Raises:
-        InputError: The file cannot be read, names an image twice, or names none of the images.
+        InputError: The file cannot be read, its values are no numbers, it names an image twice, or
+            none of the images.
     """
     table = read_any(method.path, [IMAGE_ID, method.column])
-    if len(pc.unique(table[IMAGE_ID])) != table.num_rows:
+    try:  # the file may be of any program, with other types of text and numbers
+        ids = pc.cast(table[IMAGE_ID], pa.string()).combine_chunks()
+        values = pc.cast(table[method.column], pa.float64()).combine_chunks()
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{method.path}: expected text in {IMAGE_ID}, numbers in {method.column}: {error}"
+        ) from error
+    if len(pc.unique(ids)) != table.num_rows:
         raise InputError(f"{method.path}: an image_id occurs more than once")
-    place = pc.index_in(pa.array(image_ids, pa.string()), table[IMAGE_ID].combine_chunks())
+    place = pc.index_in(pa.array(image_ids, pa.string()), ids)
     if place.null_count == len(image_ids):
         raise InputError(f"{method.path}: none of the {len(image_ids)} compared images is in it")
-    values = pc.cast(table[method.column], pa.float64()).combine_chunks().take(place)
-    qualities = np.asarray(values.to_numpy(zero_copy_only=False), np.float64) * method.sign
-    if method.column == "quality":
+    qualities = np.array(values.take(place).to_numpy(zero_copy_only=False), np.float64)
+    if method.column == QUALITY:
         qualities[qualities < 0] = np.nan  # -1: failed to assess
-    return qualities
+    return qualities * method.sign
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,155 @@
+"""Evaluation on sets so small that every figure is computed by hand.
+
+Six images lie on a circle, so that a similarity is the cosine of an angle. Person 0 is at 0, 10 and
+60 degrees, person 1 at 90, 100 and 40: the last image of each is the poor one.
+
+    mated      10: 0.98, 60: 0.50, 50: 0.64; 10: 0.98, 50: 0.64, 60: 0.50
+    nonmated   90: 0.00, 100: -0.17, 40: 0.77; 80: 0.17, 90: 0.00, 30: 0.87;
+               30: 0.87, 40: 0.77, 20: 0.94
+"""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from made_datasets import Rows, write_embeddings
+
+from sdd_ray.engine.evaluating import compare_all, evaluate_methods, read_qualities
+from sdd_ray.errors import InputError
+from sdd_ray.settings import ComparisonsConfig, EvaluateConfig, MethodConfig
+from sdd_ray.store.dataset import open_dataset
+from sdd_ray.store.run import parquet_bytes
+
+ANGLES = [0, 10, 60, 90, 100, 40]
+CODES = [0, 0, 0, 1, 1, 1]
+IDS = ["a0", "a1", "a2", "b0", "b1", "b2"]
+GOOD = {"a0": 90.0, "a1": 80.0, "a2": 1.0, "b0": 95.0, "b1": 85.0, "b2": 2.0}
+FMR = 0.25
+
+
+def rows(angles=ANGLES, codes=CODES, ids=IDS):
+    radians = np.deg2rad(angles)
+    circle = np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
+    return Rows(circle, np.array(codes), list(ids))
+
+
+def write_qualities(file, values, column="quality", kind=None):
+    table = pa.table({"image_id": list(values), column: pa.array(list(values.values()), kind)})
+    file.write_bytes(parquet_bytes(table))
+    return MethodConfig(name=file.stem, path=str(file), column=column)
+
+
+def compared(folder, made=None, **comparisons):
+    embeddings = write_embeddings(folder / "embeddings", made or rows())
+    return compare_all(open_dataset(embeddings, ["embed"]), ComparisonsConfig(**comparisons))
+
+
+def evaluated(folder, *methods, fmr=(FMR,), made=None):
+    config = EvaluateConfig(embeddings="any", output="any", methods=methods, fmr=fmr)
+    return evaluate_methods(config, compared(folder, made))
+
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def test_every_figure_by_hand(tmp_path):
+    method, random = evaluated(tmp_path, write_qualities(tmp_path / "q.parquet", GOOD))
+    assert (method.name, method.kind, method.num_failed) == ("q", "model", 0)
+    assert (random.name, random.kind, random.num_failed) == ("random", "random", 0)
+    (found,) = method.assessments
+    # 0.25 of 9 are 2: the third of 0.94, 0.87, 0.87, ... is the threshold.
+    assert found.point.threshold == pytest.approx(math.cos(math.radians(30)))
+    assert found.point.achieved_fmr <= 2 / 9
+    # All images: 4 of 6 mated ones are below it.
+    # Without a2: 1 of 6 nonmated ones may be above: 0.77; 0.64 and 0.50 of 4 are below.
+    # Without b2 too: 1 of 4 nonmated ones may be above: 0.00; none of 2 is below.
+    figures = [4 / 6, 4 / 6, 1 / 2, 1 / 2, 0]
+    np.testing.assert_allclose(found.evrc_at([0, 0.15, 0.2, 0.3, 0.35]), figures)
+    # At the fixed threshold two comparisons leave with a2 (a third of all), then two with b2.
+    np.testing.assert_allclose(found.edc_at([0, 0.33, 0.34, 0.66, 0.67]), figures)
+    # Nothing leaves before a third: no use within the limit of 0.3.
+    assert found.normalised_pauc == pytest.approx(1.0)
+
+
+def test_images_without_a_quality_leave_first(tmp_path):
+    missing = {k: v for k, v in GOOD.items() if k != "a0"} | {"b0": math.nan, "not compared": 1.0}
+    method, _ = evaluated(tmp_path, write_qualities(tmp_path / "q.parquet", missing))
+    assert method.num_failed == 2
+    assert np.isnan(method.qualities).tolist() == [True, False, False, True, False, False]
+    (found,) = method.assessments
+    # a0 and b0 leave together, when two of six may; then 1 of 4 nonmated ones may be above: 0.87,
+    # and both mated ones are below.
+    np.testing.assert_allclose(found.evrc_at([0, 0.3, 0.35]), [4 / 6, 4 / 6, 1])
+
+
+def test_minus_one_and_null_are_failures_and_small_is_good_by_sign(tmp_path):
+    values = {**GOOD, "a0": -1, "b0": None}
+    method = write_qualities(tmp_path / "q.parquet", {k: v and int(v) for k, v in values.items()})
+    np.testing.assert_array_equal(read_qualities(method, IDS), [np.nan, 80, 1, np.nan, 85, 2])
+    poor = MethodConfig(name="q", path=method.path, sign=-1)
+    np.testing.assert_array_equal(read_qualities(poor, IDS), [np.nan, -80, -1, np.nan, -85, -2])
+    raw = write_qualities(tmp_path / "raw.parquet", {**GOOD, "a0": -1}, column="raw")
+    assert read_qualities(raw, IDS)[0] == -1
+
+
+def test_comparisons_are_of_the_part_asked_for(tmp_path):
+    splits = tmp_path / "splits.parquet"
+    parts = {"p0000": "holdout", "p0001": "train", "p0002": "holdout"}
+    splits.write_bytes(
+        parquet_bytes(pa.table({"identity": list(parts), "part": list(parts.values())}))
+    )
+    made = rows([*ANGLES, 5, 8], [*CODES, 2, 2], [*IDS, "c0", "c1"])
+    found = compared(tmp_path, made, splits=str(splits))
+    assert found.image_ids == ["a0", "a1", "a2", "c0", "c1"]
+    assert len(found.mated.similarities) == 4
+    assert found.num_nonmated == len(found.nonmated.similarities) == 6
+
+
+def test_a_share_of_the_nonmated_comparisons(tmp_path):
+    generator = np.random.default_rng(0)
+    made = rows(generator.random(200) * 360, np.arange(200) // 4, [f"{n:03d}" for n in range(200)])
+    found = compared(tmp_path, made, max_nonmated=2000)
+    assert found.num_nonmated == 199 * 100 - 50 * 6
+    assert len(found.nonmated.similarities) == pytest.approx(2000, abs=150)
+    assert len(found.mated.similarities) == 50 * 6
+
+
+@pytest.mark.parametrize("values", [{"elsewhere/1.jpg": 5.0}, {}])
+def test_qualities_of_other_images(tmp_path, values):
+    method = write_qualities(tmp_path / "q.parquet", values, kind=pa.float32())
+    with pytest.raises(InputError, match=r"q\.parquet: none of the 6 compared images is in it"):
+        read_qualities(method, IDS)
+
+
+def test_files_of_other_programs(tmp_path):
+    file = tmp_path / "q.parquet"
+    table = pa.table({"image_id": pa.array(IDS, pa.large_string()), "quality": range(6)})
+    file.write_bytes(parquet_bytes(table))
+    method = MethodConfig(name="q", path=str(file))
+    np.testing.assert_array_equal(read_qualities(method, IDS), np.arange(6))
+    file.write_bytes(parquet_bytes(table.set_column(1, "quality", [["good"] * 6])))
+    with pytest.raises(InputError, match=r"q\.parquet: expected text in image_id, numbers in qual"):
+        read_qualities(method, IDS)
+
+
+def test_an_image_named_twice(tmp_path):
+    file = tmp_path / "q.parquet"
+    file.write_bytes(parquet_bytes(pa.table({"image_id": ["a0", "a0"], "quality": [1.0, 1.0]})))
+    with pytest.raises(InputError, match=r"q\.parquet: an image_id occurs more than once"):
+        read_qualities(MethodConfig(name="q", path=str(file)), IDS)
+
+
+def test_too_few_comparisons_for_the_rate(tmp_path):
+    method = write_qualities(tmp_path / "q.parquet", GOOD)
+    message = r"fmr=0\.1 needs at least 10 nonmated comparisons, there are 9; ask for a larger fmr"
+    with pytest.raises(InputError, match=message):
+        evaluated(tmp_path, method, fmr=(0.5, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("codes", "kind"), [([0, 1, 2, 3, 4, 5], "mated"), ([0, 0, 0, 0, 0, 0], "nonmated")]
+)
+def test_a_kind_of_comparison_is_missing(tmp_path, codes, kind):
+    with pytest.raises(InputError, match=f"6 images make no {kind} comparison"):
+        compared(tmp_path, rows(codes=codes))
