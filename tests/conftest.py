@@ -28,6 +28,7 @@ def ray_session() -> Iterator[None]:
     import ray
 
     ray.init(
+        address="local",  # never a cluster that a developer happens to run
         num_cpus=4,
         include_dashboard=False,
         object_store_memory=400 * 2**20,

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ import ray
 
 from sdd_ray.errors import ResourceError
 from sdd_ray.settings import RayConfig
+
+_KNOCK_SECONDS = 10.0
 
 
 @contextmanager
@@ -28,20 +31,17 @@ def session(config: RayConfig) -> Iterator[None]:
     address = config.address or os.environ.get("RAY_ADDRESS")
     # Ray's note that a local cluster asks for a token is no concern of its only user.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    try:
-        if address:
-            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-        else:
-            ray.init(
-                num_cpus=config.num_cpus,
-                include_dashboard=config.dashboard,
-                logging_level=logging.WARNING,
-                log_to_driver=False,
-            )
-    except ConnectionError as error:
-        raise ResourceError(
-            f"no Ray cluster answers at {address} ({error}); is it up, and does RAY_AUTH_MODE fit?"
-        ) from error
+    if address:
+        _join(address)
+    else:
+        # Without "local" Ray would look for a head node on this machine, and join it instead.
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus,
+            include_dashboard=config.dashboard,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
     _announce(started=not address)
     try:
         yield
@@ -78,6 +78,23 @@ def pool_size(wanted: int | None, cpus: float, gpus: float, spare_cpus: float = 
             " lower resources.* or start a larger cluster"
         )
     return size
+
+
+def _join(address: str) -> None:
+    try:
+        _knock(address)
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+    except (OSError, ValueError) as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {address} ({error}); is it up, and does RAY_AUTH_MODE fit?"
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise an OSError if nobody listens there; Ray itself would go on asking for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 def _announce(started: bool) -> None:

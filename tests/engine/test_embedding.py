@@ -11,12 +11,14 @@ from sdd_ray import embed
 from sdd_ray.config import load_tree
 from sdd_ray.core.similarity import normalise
 from sdd_ray.engine import embedding
+from sdd_ray.engine.inference import Shard
 from sdd_ray.errors import ResourceError
 from sdd_ray.formats.source import Listing, open_source
 from sdd_ray.settings import EmbedConfig
 from sdd_ray.store.dataset import open_dataset
 from sdd_ray.store.location import Location
 from sdd_ray.store.recogniser import RecogniserSpec, load_recogniser
+from sdd_ray.store.run import Reject
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -101,6 +103,24 @@ def test_killed_worker_changes_nothing(by_one_worker, monkeypatch, tmp_path):
     found = do_embed(tmp_path / "embeddings")
     assert marker.exists()
     assert found.digest == by_one_worker.digest
+
+
+def test_unusable_outputs_of_the_network_are_set_aside():
+    """With the images that could not be read; what is left keeps its own keys and pixels."""
+    images = [np.full((112, 112, 3), n, np.uint8) for n in range(4)]
+    unread = Reject("z", "empty", "no bytes")
+    shard = Shard(["a", "b", "c", "d"], ["p", "p", None, "q"], images, [unread])
+    outputs = np.array([[3.0, 4.0], [0.0, 0.0], [np.nan, 1.0], [0.0, 2.0]], np.float32)
+    table, rejects = embedding.EmbedStage(RecogniserSpec(), "float32", "cpu").rows(shard, outputs)
+    assert [(r.image_id, r.reason) for r in rejects] == [
+        ("z", "empty"), ("b", "zero_embedding"), ("c", "non_finite_embedding"),
+    ]  # fmt: skip
+    rows = table.to_pylist()
+    assert [(r["image_id"], r["identity"], r["norm"]) for r in rows] == [
+        ("a", "p", 5.0), ("d", "q", 2.0),
+    ]  # fmt: skip
+    np.testing.assert_allclose([r["embedding"] for r in rows], [[0.6, 0.8], [0, 1]], rtol=1e-6)
+    assert [r["content"] for r in rows] == shard.content()[[0, 3]].tolist()
 
 
 @pytest.mark.parametrize(

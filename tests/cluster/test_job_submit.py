@@ -1,0 +1,128 @@
+"""A command as a Ray job: submitted to a head node that was started beside it."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from embedding_sets import clean
+from made_datasets import Rows, write_embeddings
+
+from sdd_ray.store.dataset import open_dataset
+
+pytestmark = pytest.mark.cluster
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def environment():
+    own = {"RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    kept = {
+        k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    }
+    return {**kept, **own}
+
+
+@pytest.fixture(scope="module")
+def head(environment):
+    """Address of the job server of a head node with two logical CPUs; it ends with the tests."""
+    folder = Path(tempfile.mkdtemp(prefix="ray"))  # Sockets below it need a short path.
+    port, dashboard, client, agent, agent_grpc = free_ports(5)
+    command = [
+        *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
+        *("--num-cpus=2", f"--object-store-memory={300 * 2**20}", f"--temp-dir={folder}"),
+        *("--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client}"),
+        *(
+            "--include-dashboard=true",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard}",
+        ),
+        *(f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"),
+    ]
+    with (folder / "head.log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        wait_for_jobs(f"{address}/api/jobs/", process, folder / "head.log")
+        yield address
+    finally:
+        stop(process, folder)
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def wait_for_jobs(url, process, log, seconds=90):
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):  # noqa: S310
+            return
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.3)
+
+
+def stop(process, folder):
+    """End the head node and what is left of it; `ray stop` would end every Ray of this machine."""
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=20)
+    process.kill()
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in (place / "cmdline").read_bytes():
+                os.kill(int(place.name), signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def submit(head, environment, tmp_path):
+    """Return a function that submits a command and waits for its end."""
+    (tmp_path / "work").mkdir()
+
+    def run(*words):
+        command = [
+            *(str(BIN / "ray"), "job", "submit", "--address", head),
+            *("--working-dir", str(tmp_path / "work"), "--", "python", "-m", *words),
+        ]
+        return subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+def test_label_runs_as_a_job(submit, tmp_path):
+    rows = Rows(*clean())
+    embeddings = write_embeddings(tmp_path / "embeddings", rows)
+    output = tmp_path / "labels"
+    done = submit("sdd_ray.label", f"embeddings={embeddings}", f"output={output}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "joined a Ray cluster: 2 CPUs, 0 GPUs" in done.stdout + done.stderr
+    assert "label: 360 of 360 images" in done.stdout
+    table = open_dataset(str(output), ["label"]).read(["image_id", "pseudo_label"])
+    assert sorted(table["image_id"].to_pylist()) == sorted(rows.image_ids)
+    assert table["pseudo_label"].null_count == 0
+
+
+def test_wrong_key_fails_the_job_and_is_named_in_its_logs(submit, tmp_path):
+    done = submit("sdd_ray.label", "embedings=/nowhere", f"output={tmp_path}/labels")
+    assert done.returncode != 0
+    assert "embedings: no such key; did you mean embeddings?" in done.stdout + done.stderr
+    assert not (tmp_path / "labels").exists()

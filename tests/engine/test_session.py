@@ -1,0 +1,142 @@
+"""Which Ray a command joins or starts, and whether it has room: without any cluster."""
+
+import socket
+
+import pytest
+
+from sdd_ray.engine import session as module
+from sdd_ray.engine.session import pool_size, session
+from sdd_ray.errors import ResourceError
+from sdd_ray.settings import RayConfig
+
+
+class RecordingRay:
+    """Stands in for the module `ray`."""
+
+    def __init__(self, *, running=False, error=None, **resources):
+        self.calls, self.running, self.error, self.resources = [], running, error, resources
+
+    def is_initialized(self):
+        return self.running
+
+    def init(self, **arguments):
+        self.calls.append(arguments)
+        if self.error:
+            raise self.error
+
+    def shutdown(self):
+        self.calls.append("shutdown")
+
+    def cluster_resources(self):
+        return self.resources
+
+
+@pytest.fixture
+def use(monkeypatch):
+    """Return a function that puts a recording Ray in the place of Ray."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(module, "_announce", lambda started: None)
+
+    def put(**behaviour):
+        recorder = RecordingRay(**behaviour)
+        monkeypatch.setattr(module, "ray", recorder)
+        return recorder
+
+    return put
+
+
+@pytest.fixture
+def open_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_without_an_address_a_local_ray_is_started_and_stopped(use):
+    ray = use()
+    with session(RayConfig(num_cpus=3, dashboard=False)):
+        assert len(ray.calls) == 1
+    arguments, last = ray.calls
+    assert last == "shutdown"
+    assert arguments["address"] == "local", "a head node on this machine would be joined"
+    assert (arguments["num_cpus"], arguments["include_dashboard"]) == (3, False)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_the_configured_cluster_is_joined_before_that_of_the_environment(
+    use, monkeypatch, open_port, scheme
+):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    ray = use()
+    address = f"{scheme}127.0.0.1:{open_port}"
+    with session(RayConfig(address=address, num_cpus=3)):
+        pass
+    assert ray.calls[0]["address"] == address
+    assert "num_cpus" not in ray.calls[0], "Ray refuses it for a cluster that is there"
+
+
+def test_the_cluster_of_the_environment_is_joined(use, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    ray = use()
+    with session(RayConfig()):
+        pass
+    assert ray.calls[0]["address"] == "auto"
+
+
+def test_a_session_within_a_session_is_the_outer_one(use):
+    ray = use(running=True)
+    with session(RayConfig()):
+        pass
+    assert ray.calls == []
+
+
+def test_ray_is_stopped_after_an_error(use):
+    ray = use()
+    with pytest.raises(KeyError), session(RayConfig()):
+        raise KeyError
+    assert ray.calls[-1] == "shutdown"
+
+
+@pytest.mark.parametrize("error", [ConnectionError("nobody"), ValueError("Invalid address")])
+def test_a_cluster_that_cannot_be_joined(use, error):
+    use(error=error)
+    message = rf"no Ray cluster answers at nonsense \({error}\); is it up"
+    with pytest.raises(ResourceError, match=message), session(RayConfig(address="nonsense")):
+        pass
+
+
+def test_a_port_where_nobody_listens_is_found_at_once(use, open_port):
+    ray = use()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # Bound, so that nobody else takes it; nobody listens.
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with (
+            pytest.raises(ResourceError, match=rf"no Ray cluster answers at {address}"),
+            session(RayConfig(address=address)),
+        ):
+            pass
+    assert ray.calls == []
+
+
+def test_pool_takes_what_fits(use):
+    use(CPU=8.0, GPU=2.0)
+    assert pool_size(None, 1.0, 0.0) == 8
+    assert pool_size(None, 0.1, 0.0) == 80
+    assert pool_size(None, 1.0, 0.0, spare_cpus=1.0) == 7
+    assert pool_size(None, 1.0, 0.5) == 4
+    assert pool_size(None, 3.0, 1.0) == 2
+    assert pool_size(5, 1.0, 0.0) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((9, 1.0, 0.0), r"9 worker\(s\) need 9 CPU, the cluster has 8 CPU to spare"),
+        ((None, 9.0, 0.0), r"1 worker\(s\) need 9 CPU, the cluster has 8 CPU"),
+        ((None, 1.0, 1.0), r"1 worker\(s\) need 1 CPU and 1 GPU, the cluster has 8 CPU and 0 GPU"),
+        ((8, 1.0, 0.0, 1.0), r"8 worker\(s\) need 8 CPU, the cluster has 7 CPU"),
+    ],
+)
+def test_pool_that_does_not_fit_is_refused(use, arguments, message):
+    use(CPU=8.0)
+    with pytest.raises(ResourceError, match=message):
+        pool_size(*arguments)
