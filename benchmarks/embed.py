@@ -34,7 +34,7 @@ def bare_loop(config: EmbedConfig) -> tuple[int, float]:
             batch.append(source.read(image_id))
         except ImageRejectedError:
             continue
-        if len(batch) == config.resources.batch_size:
+        if len(batch) == config.batch_size:
             recogniser.embed(np.stack(batch))
             batch = []
     if batch:

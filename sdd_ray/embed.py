@@ -39,6 +39,7 @@ def run(config: EmbedConfig) -> None:
             EmbedStage(spec, config.storage, device),
             open_source(config.source),
             config.images_per_shard,
+            config.batch_size,
             config.max_reject_share,
             config.resources,
         )

@@ -36,6 +36,7 @@ def run(config: ScoreConfig) -> None:
             stage,
             open_source(replace(config.source, identity="none")),
             config.images_per_shard,
+            config.batch_size,
             config.max_reject_share,
             config.resources,
         )

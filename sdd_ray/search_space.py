@@ -7,6 +7,9 @@ from sdd_ray.config import known_keys, load_tree, set_key, to_dict
 from sdd_ray.errors import ConfigError
 from sdd_ray.settings import SearchDimension, TrainConfig, TuneConfig
 
+_SHARED = ("labels", "output", "source", "split", "best", "resources", "ray")
+"""Top-level keys of training that all trials share: varied, they would have no effect."""
+
 
 def check_space(config: TuneConfig) -> None:
     """Check that every value of the space gives a training configuration.
@@ -19,6 +22,9 @@ def check_space(config: TuneConfig) -> None:
     for key, dimension in config.space.items():
         if key not in known:
             mistakes.append(f"space.{key}: train has no such key")
+            continue
+        if key.split(".")[0] in _SHARED:
+            mistakes.append(f"space.{key}: is the same in all trials and cannot be varied")
             continue
         for value in _extremes(dimension):
             try:

@@ -68,6 +68,7 @@ class ImageJob:
     stage: ImageStage
     source: Source
     images_per_shard: int
+    batch_size: int
     max_reject_share: float
     resources: PoolResources
 
@@ -154,7 +155,7 @@ class _ShardWorker:
         people = listed[columns.IDENTITY].to_pylist()
         shard = Shard([], [], [], [])
         outputs: list[NDArray[np.float32]] = []
-        size = self._job.resources.batch_size
+        size = self._job.batch_size
         read = self._threads.map(self._read, ids)
         for image_id, person, result in zip(ids, people, read, strict=True):
             if isinstance(result, Reject):

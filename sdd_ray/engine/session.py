@@ -49,6 +49,23 @@ def session(config: RayConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end a run of Ray Train or Ray Tune as it ends everything else.
+
+    Both take the signal to stop their workers, and keep it for ever: later stages of the same
+    command could not be interrupted. Ray Train leaves the process besides, as if all were well.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
 def available(resource: str) -> float:
     """Return how much of a resource (CPU, GPU) the whole cluster has."""
     return float(ray.cluster_resources().get(resource, 0.0))

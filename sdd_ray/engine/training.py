@@ -1,11 +1,8 @@
 """Train a quality model with Ray Train: data-parallel workers, checkpoints, the best epoch kept."""
 
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +30,7 @@ from sdd_ray.core.models import QualityArchitecture, QualityNetwork
 from sdd_ray.core.preprocess import Preprocessing
 from sdd_ray.engine.board import board
 from sdd_ray.engine.fitting import BETTER, EpochResult, Fit, FitPlan, epoch_line, start_network
-from sdd_ray.engine.session import available, pool_size
+from sdd_ray.engine.session import available, interruptible, pool_size
 from sdd_ray.engine.training_data import TrainingData, batches, image_dataset, in_order
 from sdd_ray.errors import ResourceError, SddError
 from sdd_ray.formats.source import open_source
@@ -136,7 +133,7 @@ class _NotAgain(UserCallback):
 
 def _fit(trainer: TorchTrainer) -> Any:
     try:
-        with _interruptible():
+        with interruptible():
             return trainer.fit()
     except TrainingFailedError as error:
         raise SddError(f"training failed: {_cause(error)}") from error
@@ -149,23 +146,6 @@ def _cause(error: TrainingFailedError) -> Exception:
     if isinstance(error, WorkerGroupError):
         return error.worker_failures[min(error.worker_failures)]
     return error
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C end training as it ends everything else.
-
-    Ray Train takes the signal to stop its workers, leaves the process, and keeps the signal for
-    ever: later stages of the same command could not be interrupted.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
 
 
 def _train_loop(loop_config: dict[str, Any]) -> None:

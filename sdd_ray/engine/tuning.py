@@ -4,9 +4,9 @@ A trial is the same fit as training's (`fitting`), on one worker, as a plain fun
 run inside every trial took 64 s where this took 14 s (docs/architecture.md).
 """
 
+import logging
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from sdd_ray.config import to_dict, write_yaml
 from sdd_ray.core.fitting import Fitter
 from sdd_ray.engine.board import board
 from sdd_ray.engine.fitting import BETTER, Fit, FitPlan, start_network
-from sdd_ray.engine.session import pool_size
+from sdd_ray.engine.session import interruptible, pool_size
 from sdd_ray.engine.training import read_state, write_state
 from sdd_ray.engine.training_data import TrainingData, batches, image_dataset
 from sdd_ray.errors import ResourceError, SddError
@@ -44,7 +44,8 @@ def search(config: TuneConfig, data: TrainingData, work: Location) -> list[dict[
 
     Raises:
         ResourceError: The cluster has no room for a trial.
-        SddError: The search was interrupted, or no trial succeeded.
+        SddError: No trial succeeded.
+        KeyboardInterrupt: The search was interrupted; run again, it goes on.
     """
     resources = config.resources
     pool_size(1, resources.cpus_per_trial, resources.gpus_per_trial, spare_cpus=1.0)
@@ -62,10 +63,13 @@ def search(config: TuneConfig, data: TrainingData, work: Location) -> list[dict[
             ),
             needs,
         )
-        grid = _tuner(config, trainable, work).fit()
-    rows = [_row(config, grid[number]) for number in range(len(grid))]
+        # What Ray Tune says of an interrupt (how to restore) is not what a user here should do.
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        with interruptible():
+            grid = _tuner(config, trainable, work).fit()
+    rows = [_row(config, number, grid[number]) for number in range(len(grid))]
     if len(rows) < config.trials or any(row["status"] == "unfinished" for row in rows):
-        raise SddError("the search was interrupted; the same command goes on with it")
+        raise KeyboardInterrupt  # Ray Tune returns what it has
     if all(row["status"] == "failed" for row in rows):
         raise SddError(f"all {len(rows)} trials failed; the first: {rows[0]['error']}")
     return rows
@@ -96,7 +100,7 @@ def _tuner(config: TuneConfig, trainable: Any, work: Location) -> tune.Tuner:
     path = (work / "search").uri
     if tune.Tuner.can_restore(path):
         return tune.Tuner.restore(path, trainable=trainable, resume_errored=True)
-    metric = config.train.best
+    metric, concurrent = config.train.best, config.resources.concurrent_trials
     epochs = config.train.optimiser.epochs
     scheduler = (
         ASHAScheduler(
@@ -115,7 +119,8 @@ def _tuner(config: TuneConfig, trainable: Any, work: Location) -> tune.Tuner:
             metric=metric,
             mode=BETTER[metric],
             num_samples=config.trials,
-            max_concurrent_trials=config.resources.concurrent_trials,
+            # The random searcher counts for itself, and Ray warns of two limits.
+            max_concurrent_trials=None if config.searcher == "random" else concurrent,
             scheduler=scheduler,
             search_alg=_searcher(config),
         ),
@@ -173,7 +178,7 @@ def _trial(
     fit = Fit(plan, network, Fitter(network, preprocessing, plan.recipe, device))
     checkpoint = tune.get_checkpoint()
     state = None if checkpoint is None else read_state(checkpoint)
-    name = tune.get_context().get_trial_id()
+    number = int((tune.get_context().get_trial_id() or "").rpartition("_")[2]) + 1
     started = time.monotonic()
     for result in fit.epochs(
         state,
@@ -183,7 +188,7 @@ def _trial(
         metric = config.best
         value = result.figures[metric]
         lines.put.remote(
-            f"tune: trial {name}, epoch {result.epoch + 1} of {config.optimiser.epochs},"
+            f"tune: trial {number} of {search.trials}, epoch {result.epoch + 1} of {config.optimiser.epochs},"
             f" {metric} {value:.3f}, {time.monotonic() - started:,.0f} s"
         )
         with tempfile.TemporaryDirectory() as folder:
@@ -191,11 +196,11 @@ def _trial(
             tune.report(result.figures, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
-def _row(config: TuneConfig, result: Any) -> dict[str, Any]:
+def _row(config: TuneConfig, number: int, result: Any) -> dict[str, Any]:
     """Return what one trial tried and reached; its figures are of its best epoch."""
     metric = config.train.best
     frame = result.metrics_dataframe
-    row: dict[str, Any] = {"trial": Path(result.path).name, "error": ""}
+    row: dict[str, Any] = {"trial": number + 1, "error": ""}
     chosen = _plain(result.config or {})
     row |= {key: chosen.get(key) for key in config.space}
     if frame is None or metric not in frame or frame[metric].isna().all():

@@ -38,8 +38,6 @@ class PoolResources:
     """Logical CPUs each actor reserves."""
     gpus_per_worker: NonNegativeFloat = 0.0
     """GPUs each actor reserves; there is no silent fall-back to the CPU."""
-    batch_size: PositiveInt = 32
-    """Images given to the network at once."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -69,7 +67,7 @@ class SourceConfig:
     """Root folder of the images, local or s3:// (`kind=folder`)."""
     identity: Literal["first_folder", "parent_folder", "none"] = "first_folder"
     """How a file names its person: the first folder below `path`, the folder the file lies in,
-    or not at all (enough for `score`)."""
+    or not at all. `score` needs no person and does not look."""
     extensions: tuple[Text, ...] = (
         "jpg",
         "jpeg",

@@ -105,7 +105,7 @@ def test_every_image_has_a_row_in_both_files(do_score, images, tmp_path):
 
 
 def test_qualities_are_those_of_the_model(do_score, images, model, tmp_path):
-    assert do_score(images, "resources.batch_size=2")[0] == 0
+    assert do_score(images, "batch_size=2")[0] == 0
     table = open_dataset(f"{tmp_path}/qualities", ["score"]).read(["image_id", "quality", "raw"])
     rows = {row["image_id"]: row for row in table.to_pylist()}
     raw = predict(model.network, model.preprocessing.apply_tensor(pixels(FACES.values())))

@@ -26,7 +26,8 @@ SYNTHETIC = {"kind": "synthetic", "synthetic": {"num_identities": 8, "images_per
 TREE = {
     "source": SYNTHETIC,
     "images_per_shard": 7,
-    "resources": {"workers": 1, "batch_size": 4},
+    "batch_size": 4,
+    "resources": {"workers": 1},
 }
 
 
@@ -68,7 +69,7 @@ def test_rows_are_the_recognisers_embeddings_of_the_faces(by_one_worker, drawn):
 
 
 def test_content_does_not_depend_on_the_number_of_workers(by_one_worker, tmp_path):
-    found = do_embed(tmp_path / "two", resources={"workers": 2, "batch_size": 4})
+    found = do_embed(tmp_path / "two", resources={"workers": 2})
     assert found.digest == by_one_worker.digest
 
 
@@ -77,7 +78,7 @@ def test_half_precision_in_other_batches_is_near(by_one_worker, tmp_path):
         tmp_path / "half",
         storage="float16",
         images_per_shard=20,
-        resources={"workers": 1, "batch_size": 32},
+        batch_size=32,
     )
     assert len(found.files) == 3
     assert str(found.read(["embedding"]).schema.field("embedding").type.value_type) == "halffloat"
