@@ -5,8 +5,10 @@ run inside every trial took 64 s where this took 14 s (docs/architecture.md).
 """
 
 import logging
+import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,15 +65,18 @@ def search(config: TuneConfig, data: TrainingData, work: Location) -> list[dict[
             ),
             needs,
         )
-        # What Ray Tune says of an interrupt (how to restore) is not what a user here should do.
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        # Ray Tune tells of its own ways to go on, and prints the traceback of every failure.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         with interruptible():
             grid = _tuner(config, trainable, work).fit()
-    rows = [_row(config, number, grid[number]) for number in range(len(grid))]
+    rows = sorted((_row(config, grid[n]) for n in range(len(grid))), key=lambda row: row["trial"])
     if len(rows) < config.trials or any(row["status"] == "unfinished" for row in rows):
         raise KeyboardInterrupt  # Ray Tune returns what it has
-    if all(row["status"] == "failed" for row in rows):
+    failed = [row for row in rows if row["status"] == "failed"]
+    if len(failed) == len(rows):
         raise SddError(f"all {len(rows)} trials failed; the first: {rows[0]['error']}")
+    for row in failed:
+        sys.stderr.write(f"tune: trial {row['trial']} failed: {row['error']}\n")
     return rows
 
 
@@ -123,6 +128,7 @@ def _tuner(config: TuneConfig, trainable: Any, work: Location) -> tune.Tuner:
             max_concurrent_trials=None if config.searcher == "random" else concurrent,
             scheduler=scheduler,
             search_alg=_searcher(config),
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(
             name="search",
@@ -140,6 +146,7 @@ def _searcher(config: TuneConfig) -> Any:
     try:
         from ray.tune.search.optuna import OptunaSearch
 
+        logging.getLogger("optuna").setLevel(logging.WARNING)
         return OptunaSearch(
             metric=config.train.best, mode=BETTER[config.train.best], seed=config.seed
         )
@@ -178,7 +185,7 @@ def _trial(
     fit = Fit(plan, network, Fitter(network, preprocessing, plan.recipe, device))
     checkpoint = tune.get_checkpoint()
     state = None if checkpoint is None else read_state(checkpoint)
-    number = int((tune.get_context().get_trial_id() or "").rpartition("_")[2]) + 1
+    name = tune.get_context().get_trial_id()
     started = time.monotonic()
     for result in fit.epochs(
         state,
@@ -188,7 +195,7 @@ def _trial(
         metric = config.best
         value = result.figures[metric]
         lines.put.remote(
-            f"tune: trial {number} of {search.trials}, epoch {result.epoch + 1} of {config.optimiser.epochs},"
+            f"tune: trial {name}, epoch {result.epoch + 1} of {config.optimiser.epochs},"
             f" {metric} {value:.3f}, {time.monotonic() - started:,.0f} s"
         )
         with tempfile.TemporaryDirectory() as folder:
@@ -196,11 +203,11 @@ def _trial(
             tune.report(result.figures, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
-def _row(config: TuneConfig, number: int, result: Any) -> dict[str, Any]:
+def _row(config: TuneConfig, result: Any) -> dict[str, Any]:
     """Return what one trial tried and reached; its figures are of its best epoch."""
     metric = config.train.best
     frame = result.metrics_dataframe
-    row: dict[str, Any] = {"trial": number + 1, "error": ""}
+    row: dict[str, Any] = {"trial": Path(result.path).name, "error": ""}
     chosen = _plain(result.config or {})
     row |= {key: chosen.get(key) for key in config.space}
     if frame is None or metric not in frame or frame[metric].isna().all():
