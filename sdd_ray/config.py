@@ -24,7 +24,8 @@ from sdd_ray.errors import ConfigError, SddError
 Tree = TypeVar("Tree")
 
 EXECUTION_KEYS = frozenset({"output", "ray", "resources", "max_reject_share"})
-"""Top-level keys that say where and how a command runs; they never change what it computes."""
+"""Top-level keys that say where and how a command runs, not what it computes. (One exception: a
+training run may go on with another number of workers, which then share its batches differently.)"""
 
 
 class _Loader(yaml.SafeLoader):

@@ -33,10 +33,10 @@ def run(config: DemoConfig) -> None:
         SddError: The output or the cluster is not as it should be.
     """
     from sdd_ray.engine.session import session
-    from sdd_ray.store.location import Location
+    from sdd_ray.store.location import Location, output_location
     from sdd_ray.synthetic.truth import label_ranks_severity, write_severity
 
-    folder = Location(config.output).absolute()
+    folder = output_location(config.output)
     embeddings, labels, model, qualities, evaluation, severity = (
         (folder / name).uri
         for name in (

@@ -19,7 +19,7 @@ def run(config: EmbedConfig) -> None:
     from sdd_ray.engine.inference import ImageJob, run_image_job
     from sdd_ray.engine.session import session
     from sdd_ray.formats.source import open_source
-    from sdd_ray.store.location import Location
+    from sdd_ray.store.location import output_location
     from sdd_ray.store.recogniser import load_recogniser, recogniser_spec
     from sdd_ray.store.run import OutputRun
     from sdd_ray.store.summary import say_done
@@ -28,7 +28,7 @@ def run(config: EmbedConfig) -> None:
     spec = recogniser_spec(config.recogniser)
     description = load_recogniser(spec).describe()
     output = OutputRun(
-        Location(config.output).absolute(),
+        output_location(config.output),
         "embed",
         config,
         {"recogniser_weights": description["weights_sha256"]},

@@ -19,13 +19,13 @@ def run(config: EvaluateConfig) -> None:
     from sdd_ray.engine.evaluation_output import REPORT, publish, terminal_table
     from sdd_ray.engine.session import session
     from sdd_ray.store.dataset import content_digest, open_dataset
-    from sdd_ray.store.location import Location
+    from sdd_ray.store.location import output_location
     from sdd_ray.store.run import OutputRun
 
     embeddings = open_dataset(config.embeddings, ["embed"])
     inputs = {f"methods.{m.name}": content_digest(m.path) for m in config.methods}
     inputs["embeddings"] = embeddings.digest
-    output = OutputRun(Location(config.output).absolute(), "evaluate", config, inputs)
+    output = OutputRun(output_location(config.output), "evaluate", config, inputs)
     if not output.is_complete:
         with session(config.ray):
             compared = compare_all(embeddings, config.comparisons)

@@ -19,13 +19,13 @@ def run(config: LabelConfig) -> None:
     from sdd_ray.engine.labelling import run_label_job
     from sdd_ray.engine.session import session
     from sdd_ray.store.dataset import open_dataset
-    from sdd_ray.store.location import Location
+    from sdd_ray.store.location import output_location
     from sdd_ray.store.run import OutputRun
     from sdd_ray.store.summary import say_done
 
     embeddings = open_dataset(config.embeddings, ["embed"])
     output = OutputRun(
-        Location(config.output).absolute(), "label", config, {"embeddings": embeddings.digest}
+        output_location(config.output), "label", config, {"embeddings": embeddings.digest}
     )
     if not output.is_complete:
         plan = plan_labels(embeddings, drop_duplicates=config.duplicates == "reject")

@@ -23,12 +23,12 @@ def run(config: ScoreConfig) -> None:
     from sdd_ray.engine.session import session
     from sdd_ray.formats.source import open_source
     from sdd_ray.store.dataset import open_dataset
-    from sdd_ray.store.location import Location
+    from sdd_ray.store.location import output_location
     from sdd_ray.store.run import OutputRun
     from sdd_ray.store.summary import say_done, write_csv
 
     model = open_dataset(config.model, ["train"])
-    output = OutputRun(Location(config.output).absolute(), "score", config, {"model": model.digest})
+    output = OutputRun(output_location(config.output), "score", config, {"model": model.digest})
     if not output.is_complete:
         stage = ScoreStage(model.location, "cuda" if config.resources.gpus_per_worker else "cpu")
         job = ImageJob(

@@ -20,14 +20,17 @@ def run(config: TrainConfig) -> None:
     from sdd_ray.engine.training_data import prepare
     from sdd_ray.engine.training_output import publish
     from sdd_ray.store.dataset import open_dataset
-    from sdd_ray.store.location import Location
+    from sdd_ray.store.location import output_location
+    from sdd_ray.store.recogniser import recogniser_spec, weights_digest
     from sdd_ray.store.run import OutputRun
     from sdd_ray.store.summary import say_done
 
     labels = open_dataset(config.labels, ["label"])
-    output = OutputRun(
-        Location(config.output).absolute(), "train", config, {"labels": labels.digest}
-    )
+    inputs = {
+        "labels": labels.digest,
+        "recogniser_weights": weights_digest(recogniser_spec(config.recogniser)),
+    }
+    output = OutputRun(output_location(config.output), "train", config, inputs)
     if not output.is_complete:
         data = prepare(config, labels)
         sys.stderr.write(f"train: {data.summary}\n")

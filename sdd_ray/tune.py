@@ -23,14 +23,17 @@ def run(config: TuneConfig) -> None:
     from sdd_ray.engine.training_data import prepare
     from sdd_ray.engine.tuning import BEST, publish, search
     from sdd_ray.store.dataset import open_dataset
-    from sdd_ray.store.location import Location
+    from sdd_ray.store.location import output_location
+    from sdd_ray.store.recogniser import recogniser_spec, weights_digest
     from sdd_ray.store.run import OutputRun
     from sdd_ray.store.summary import say_done
 
     labels = open_dataset(config.train.labels, ["label"])
-    output = OutputRun(
-        Location(config.output).absolute(), "tune", config, {"labels": labels.digest}
-    )
+    inputs = {
+        "labels": labels.digest,
+        "recogniser_weights": weights_digest(recogniser_spec(config.train.recogniser)),
+    }
+    output = OutputRun(output_location(config.output), "tune", config, inputs)
     if not output.is_complete:
         data = prepare(config.train, labels)
         sys.stderr.write(f"tune: {data.summary}\n")

@@ -33,8 +33,8 @@ class FitPlan:
         return self.config.optimiser.batch_size // self.workers
 
     def shuffle_seed(self, epoch: int) -> int:
-        """Return what decides the order of the images in an epoch."""
-        return self.config.seed * 1_000_003 + epoch
+        """Return what decides the order of the images in an epoch, below 2**32."""
+        return _derived_seed(self.config.seed, epoch)
 
     @property
     def recipe(self) -> Recipe:
@@ -73,6 +73,11 @@ class EpochResult:
         if np.isnan(figures["spearman"]):
             figures["spearman"] = 0.0  # they rank nothing, and Ray cannot choose among NaN
         return figures
+
+
+def _derived_seed(*key: int) -> int:
+    """Return a seed below 2**32 for a key of numbers; other keys give unrelated seeds."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def start_network(plan: FitPlan) -> tuple[QualityNetwork, QualityArchitecture, Preprocessing]:
@@ -130,7 +135,7 @@ class Fit:
             first = state["epoch"] + 1
         for epoch in range(first, self.plan.config.optimiser.epochs):
             # Dropout draws from torch's generator: seeded for each epoch, a resumed run repeats it.
-            torch.manual_seed(self.plan.shuffle_seed(epoch) * 1009 + self.rank)
+            torch.manual_seed(_derived_seed(self.plan.config.seed, epoch, self.rank))
             started = time.monotonic()
             steps = list(self.fitter.train_epoch(train(epoch), epoch, self.rank))
             if not steps:

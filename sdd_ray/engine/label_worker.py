@@ -101,6 +101,9 @@ class LabelWorker:
         self._blocks, self._offsets = StoredBlocks(blocks), offsets
         self._reference: Reference | None = None
 
+    def ready(self) -> None:
+        """Return: the worker has started."""
+
     def label(self, tasks: Sequence[ShardTask]) -> list[PartRecord] | SddError:
         """Label some shards and write their parts; an error for the user is returned."""
         try:

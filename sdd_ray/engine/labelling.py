@@ -15,7 +15,7 @@ import ray
 from numpy.typing import NDArray
 
 from sdd_ray.columns import DISTANCE, EMBEDDING, LABELS, PSEUDO_LABEL
-from sdd_ray.core.moments import EmbeddingSums, partial_sums, sum_of
+from sdd_ray.core.moments import EmbeddingSums, partial_sums
 from sdd_ray.core.pseudo_label import DistanceSummary, LabelScale, fit_scale
 from sdd_ray.core.similarity import EMBEDDING_REASONS, check_embeddings, normalise
 from sdd_ray.engine.evaluating import embedding_matrix
@@ -37,12 +37,12 @@ class LoadedShard:
 
     Attributes:
         block: Reference to the (unit, codes) of its usable rows in the object store.
-        sums: Sums over the usable rows.
+        count: Usable rows.
         faults: (N,) code into EMBEDDING_REASONS of every row of the shard.
     """
 
     block: Any
-    sums: EmbeddingSums
+    count: int
     faults: NDArray[np.int8]
 
 
@@ -65,9 +65,9 @@ def run_label_job(
         resources = config.resources
         size = pool_size(resources.workers, resources.cpus_per_worker, 0.0)
         try:
-            loaded = _load(plan)
+            loaded, sums = _load(plan)
             _check_share(config, plan, loaded)
-            for record in _label(config, plan, loaded, raw, size):
+            for record in _label(config, plan, loaded, sums, raw, size):
                 raw.records[record.name] = record
         finally:
             run.pause()
@@ -92,27 +92,29 @@ def part_name(number: int) -> str:
     return f"part-{number:06d}"
 
 
-def _load(plan: LabelPlan) -> list[LoadedShard]:
-    """Bring all shards into the object store."""
+def _load(plan: LabelPlan) -> tuple[list[LoadedShard], EmbeddingSums]:
+    """Bring all shards into the object store; return them, and the sums over all usable rows."""
     task: Any = ray.remote(_load_shard).options(
         num_returns=2, name="load embeddings", max_retries=3
     )
     progress = Progress("load", sum(len(s.codes) for s in plan.shards), unit="embeddings")
     refs: list[Any] = [task.remote(plan.files, shard) for shard in plan.shards]
+    refs.reverse()
     loaded: list[LoadedShard] = []
-    for shard, (block, info) in zip(plan.shards, refs, strict=True):
+    total: EmbeddingSums | None = None
+    for shard in plan.shards:
+        block, info = refs.pop()  # the sums of a shard are let go as soon as they are added
         found = ray.get(info)
         if isinstance(found, SddError):
             raise found
         sums, faults = found
-        if loaded and sums.total.shape != loaded[0].sums.total.shape:
-            raise _other_size(
-                plan.files[shard.files[0]], sums.total.size, loaded[0].sums.total.size
-            )
-        loaded.append(LoadedShard(block, sums, faults))
+        if total is not None and sums.total.shape != total.total.shape:
+            raise _other_size(plan.files[shard.files[0]], sums.total.size, total.total.size)
+        total = sums if total is None else total.merge(sums)
+        loaded.append(LoadedShard(block, sums.count, faults))
         progress.update(len(shard.codes), int((faults != 0).sum()))
     progress.close()
-    return loaded
+    return loaded, total or EmbeddingSums.empty(1)
 
 
 def _load_shard(files: Sequence[Location], shard: LabelShard) -> tuple[Any, Any]:
@@ -155,12 +157,12 @@ def _label(
     config: LabelConfig,
     plan: LabelPlan,
     loaded: Sequence[LoadedShard],
+    sums: EmbeddingSums,
     raw: OutputFolder,
     workers: int,
 ) -> Iterator[PartRecord]:
-    sums = sum_of(shard.sums for shard in loaded)
     blocks = [shard.block for shard in loaded]
-    counts = np.array([shard.sums.count for shard in loaded])
+    counts = np.array([shard.count for shard in loaded])
     offsets = np.concatenate([[0], np.cumsum(counts)])
     missing = raw.missing()
     size = min(workers, len(missing))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import ray
 
-from sdd_ray.errors import ResourceError
+from sdd_ray.errors import ResourceError, SddError
 from sdd_ray.settings import RayConfig
 
 _KNOCK_SECONDS = 10.0
@@ -26,6 +26,7 @@ def session(config: RayConfig) -> Iterator[None]:
 
     Raises:
         ResourceError: The cluster does not answer.
+        SddError: Ray failed while the session was used.
     """
     if ray.is_initialized():
         yield
@@ -47,6 +48,11 @@ def session(config: RayConfig) -> Iterator[None]:
     _announce(started=not address)
     try:
         yield
+    except ray.exceptions.RayError as error:
+        cause = str(error).strip().splitlines()[-1]
+        raise SddError(
+            f"Ray failed: {cause}; the same command goes on from what is finished"
+        ) from error
     finally:
         ray.shutdown()
 
@@ -87,7 +93,7 @@ def pool_size(wanted: int | None, cpus: float, gpus: float, spare_cpus: float = 
     """
     cluster = {"CPU": available("CPU") - spare_cpus, "GPU": available("GPU")}
     needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need > 0}
-    fits = min(int(cluster[name] / need + 1e-9) for name, need in needs.items())
+    fits = min(_room(needs), *(int(cluster[name] / need + 1e-9) for name, need in needs.items()))
     size = fits if wanted is None else wanted
     if size < 1 or size > fits:
         asked = " and ".join(f"{need * max(size, 1):g} {name}" for name, need in needs.items())
@@ -99,11 +105,20 @@ def pool_size(wanted: int | None, cpus: float, gpus: float, spare_cpus: float = 
     return size
 
 
+def _room(needs: dict[str, float]) -> int:
+    """Return how many actors fit on the nodes: each must lie on one of them as a whole."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(
+        min(int(node.get(name, 0.0) / need + 1e-9) for name, need in needs.items())
+        for node in nodes
+    )
+
+
 def _join(address: str) -> None:
     try:
         _knock(address)
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ResourceError(
             f"no Ray cluster answers at {address} ({error}); is it up, and does RAY_AUTH_MODE fit?"
         ) from error

@@ -1,5 +1,6 @@
 """Run many calls on a pool of actors with a bounded number in flight."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,28 +17,32 @@ def run_on_pool(
 ) -> Iterator[Any]:
     """Yield the results of one call an item, in the order in which they are finished.
 
+    An actor gets work once it has started: one that the cluster has no room for at the moment, say
+    because another job holds the CPUs, must not keep its share of the work waiting.
+
     Args:
-        actors: Actor handles.
+        actors: Actor handles, with a method `ready` that returns at once.
         call: Starts the call for an item on an actor and returns its reference.
-        items: What to work on; taken only when there is room for it.
+        items: What to work on.
 
     Raises:
         SddError: The first error with a message for the user that a call returned.
     """
-    free = [actor for actor in actors for _ in range(_CALLS_PER_ACTOR)]
+    starting = {actor.ready.remote(): actor for actor in actors}
+    free: list[Any] = []
     busy: dict[Any, Any] = {}
-    remaining = iter(items)
-    while True:
-        for item in remaining:
+    waiting = deque(items)
+    while waiting or busy:
+        while waiting and free:
             actor = free.pop()
-            busy[call(actor, item)] = actor
-            if not free:
-                break
-        if not busy:
-            return
-        done, _ = ray.wait(list(busy), num_returns=1)
-        free.append(busy.pop(done[0]))
-        result = ray.get(done[0])
+            busy[call(actor, waiting.popleft())] = actor
+        done = ray.wait([*busy, *starting], num_returns=1)[0][0]
+        if done in starting:
+            ray.get(done)
+            free += [starting.pop(done)] * _CALLS_PER_ACTOR
+            continue
+        free.append(busy.pop(done))
+        result = ray.get(done)
         if isinstance(result, SddError):
             raise result
         yield result

@@ -31,11 +31,11 @@ from sdd_ray.core.preprocess import Preprocessing
 from sdd_ray.engine.board import board
 from sdd_ray.engine.fitting import BETTER, EpochResult, Fit, FitPlan, epoch_line, start_network
 from sdd_ray.engine.session import available, interruptible, pool_size
-from sdd_ray.engine.training_data import TrainingData, batches, image_dataset, in_order
+from sdd_ray.engine.training_data import TrainingData, batches, image_datasets, in_order
 from sdd_ray.errors import ResourceError, SddError
-from sdd_ray.formats.source import open_source
 from sdd_ray.settings import TrainConfig
 from sdd_ray.store.location import Location
+from sdd_ray.store.run import Reject
 
 _STATE = "state.pt"
 
@@ -50,6 +50,7 @@ class TrainedNetwork:
     predicted: NDArray[np.float32]
     best_epoch: int
     figures: dict[str, float]
+    rejects: list[Reject]
 
 
 def train_network(config: TrainConfig, data: TrainingData, work: Location) -> TrainedNetwork:
@@ -67,9 +68,7 @@ def train_network(config: TrainConfig, data: TrainingData, work: Location) -> Tr
         SddError: Training failed; the message says why.
     """
     check_resources(config)
-    source = open_source(config.source)
-    train = image_dataset(source, data.train, "training")
-    validation = image_dataset(source, data.validation, "validation")
+    images = image_datasets(config, data)
     plan = FitPlan(config, data.mean_target, config.resources.workers)
     resources = config.resources
     needs = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
@@ -77,7 +76,7 @@ def train_network(config: TrainConfig, data: TrainingData, work: Location) -> Tr
         trainer = TorchTrainer(
             _train_loop,
             train_loop_config={"plan": plan, "board": lines},
-            datasets={"train": train, "validation": validation},
+            datasets={"train": images.train, "validation": images.validation},
             dataset_config=ray.train.DataConfig(["train"], execution_options=in_order()),
             scaling_config=ScalingConfig(
                 num_workers=resources.workers, use_gpu=resources.use_gpu, resources_per_worker=needs
@@ -98,7 +97,7 @@ def train_network(config: TrainConfig, data: TrainingData, work: Location) -> Tr
     best = result.get_best_checkpoint(config.best, BETTER[config.best])
     if best is None:
         raise SddError("training ended without a checkpoint; see the messages above")
-    return _trained(plan, best)
+    return _trained(plan, best, images.rejects)
 
 
 def check_resources(config: TrainConfig) -> None:
@@ -207,7 +206,7 @@ def write_state(fit: Fit, result: EpochResult, folder: str) -> None:
     torch.save(fit.state(result), Path(folder) / _STATE)
 
 
-def _trained(plan: FitPlan, checkpoint: Any) -> TrainedNetwork:
+def _trained(plan: FitPlan, checkpoint: Any, rejects: list[Reject]) -> TrainedNetwork:
     state = read_state(checkpoint)
     network, architecture, preprocessing = start_network(plan)
     network.load_state_dict(state["network"])
@@ -218,4 +217,5 @@ def _trained(plan: FitPlan, checkpoint: Any) -> TrainedNetwork:
         predicted=state["predicted"].numpy(),
         best_epoch=int(state["epoch"]) + 1,
         figures=state["figures"],
+        rejects=rejects,
     )

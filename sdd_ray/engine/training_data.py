@@ -1,7 +1,6 @@
 """What training sees: images joined to labels by image_id, split by identity, read by Ray Data."""
 
 import copy
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,12 @@ from sdd_ray import columns
 from sdd_ray.columns import IDENTITY, IMAGE_ID, PSEUDO_LABEL
 from sdd_ray.core.fitting import Batch
 from sdd_ray.core.splits import split_identities
-from sdd_ray.errors import InputError
+from sdd_ray.errors import InputError, TooManyRejectsError
 from sdd_ray.formats.images import ImageRejectedError
 from sdd_ray.formats.source import Source, open_source
 from sdd_ray.settings import TrainConfig
 from sdd_ray.store.dataset import Dataset
+from sdd_ray.store.run import Reject
 
 _ROWS_PER_BLOCK = 256
 _IMAGE_BYTES = 112 * 112 * 3
@@ -94,12 +94,43 @@ def prepare(config: TrainConfig, labels: Dataset) -> TrainingData:
     return TrainingData(train, validation, splits, float(np.asarray(train["target"]).mean()))
 
 
-def image_dataset(source: Source, table: pa.Table, name: str) -> Any:
-    """Return a dataset of decoded images and targets, in memory if the cluster can hold it.
+@dataclass(frozen=True)
+class ImageDatasets:
+    """Decoded images of both parts, for `batches`, and the ones that cannot be read any more."""
 
-    Columns: image (112, 112, 3) uint8, target float32. Images that cannot be read are left out;
-    how many they were is said where the images are held in memory.
+    train: Any
+    validation: Any
+    rejects: list[Reject]
+
+
+def image_datasets(config: TrainConfig, data: TrainingData) -> ImageDatasets:
+    """Return datasets of decoded images and targets, in memory where the cluster can hold them.
+
+    Columns: image (112, 112, 3) uint8, target float32, image_id, and reason and detail of images
+    that cannot be read. Finding those takes a pass over all images, which is the one that fills the
+    memory.
+
+    Raises:
+        TooManyRejectsError: More images than allowed cannot be read.
     """
+    source = open_source(config.source)
+    train, validation = (_decoded(source, table) for table in (data.train, data.validation))
+    rejects = [
+        Reject(row[IMAGE_ID], row["reason"], row["detail"])
+        for dataset in (train, validation)
+        for row in dataset.map_batches(_failures, batch_size=None).take_all()
+    ]
+    total = data.train.num_rows + data.validation.num_rows
+    if len(rejects) > config.max_reject_share * total:
+        raise TooManyRejectsError(
+            f"{len(rejects):,} of {total:,} labelled images cannot be read any more, more than"
+            f" max_reject_share={config.max_reject_share:g}; the first is"
+            f" {rejects[0].image_id}: {rejects[0].detail}"
+        )
+    return ImageDatasets(train, validation, rejects)
+
+
+def _decoded(source: Source, table: pa.Table) -> Any:
     blocks = [
         table.slice(start, _ROWS_PER_BLOCK) for start in range(0, table.num_rows, _ROWS_PER_BLOCK)
     ]
@@ -108,11 +139,13 @@ def image_dataset(source: Source, table: pa.Table, name: str) -> Any:
     dataset = dataset.map_batches(_reader(source), batch_size=64)
     memory = float(ray.cluster_resources().get("object_store_memory", 0.0))
     if table.num_rows * _IMAGE_BYTES <= _CACHE_SHARE * memory:
-        dataset = dataset.materialize()
-        unreadable = table.num_rows - dataset.count()
-        if unreadable:
-            sys.stderr.write(f"train: {unreadable:,} {name} images cannot be read any more\n")
+        return dataset.materialize()
     return dataset
+
+
+def _failures(batch: dict[str, Any]) -> dict[str, Any]:
+    failed = batch["reason"] != ""
+    return {name: batch[name][failed] for name in (IMAGE_ID, "reason", "detail")}
 
 
 def in_order() -> ray.data.ExecutionOptions:
@@ -137,22 +170,32 @@ def batches(
             "drop_last": True,  # batch normalisation cannot work on a last batch of one image
         }
     for batch in shard.iter_batches(batch_size=batch_size, **shuffle):
-        yield np.asarray(batch["image"]), np.array(batch["target"], np.float32)
+        readable = batch["reason"] == ""
+        if readable.any():
+            targets = np.array(batch["target"][readable], np.float32)
+            yield np.asarray(batch["image"][readable]), targets
 
 
 def _reader(source: Source) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Return the function that turns a batch of keys and targets into images and targets."""
+    """Return the function that adds images to a batch of keys and targets."""
 
     def read_images(batch: dict[str, Any]) -> dict[str, Any]:
-        images, targets = [], []
-        for image_id, target in zip(batch[IMAGE_ID], batch["target"], strict=True):
+        images = np.zeros((len(batch[IMAGE_ID]), 112, 112, 3), np.uint8)
+        failures = [("", "")] * len(images)
+        for row, image_id in enumerate(batch[IMAGE_ID]):
             try:
-                images.append(source.read(str(image_id)))
-            except (ImageRejectedError, InputError):
-                continue  # the driver sees it: fewer rows come out than went in
-            targets.append(target)
-        stacked = np.stack(images) if images else np.zeros((0, 112, 112, 3), np.uint8)
-        return {"image": stacked, "target": np.asarray(targets, np.float32)}
+                images[row] = source.read(str(image_id))
+            except ImageRejectedError as error:
+                failures[row] = (error.reason, str(error))
+            except InputError as error:
+                failures[row] = ("unreadable", str(error))
+        reasons, details = zip(*failures, strict=True)
+        return {
+            **batch,
+            "image": images,
+            "reason": np.array(reasons, dtype=object),
+            "detail": np.array(details, dtype=object),
+        }
 
     return read_images
 

@@ -21,6 +21,7 @@ def publish(
     Raises:
         OutputError: The folder cannot be written.
     """
+    rows = data.train.num_rows + data.validation.num_rows
     record = {
         "best_epoch": trained.best_epoch,
         "epochs": config.optimiser.epochs,
@@ -41,9 +42,10 @@ def publish(
     digest = save_model(output.output, model)
     part = PartRecord(
         name="model",
-        rows_in=data.train.num_rows + data.validation.num_rows,
-        rows_out=data.train.num_rows + data.validation.num_rows,
+        rows_in=rows,
+        rows_out=rows - len(trained.rejects),
         digest=digest,
         peak_memory_mib=peak_memory_mib(),
+        rejects=trained.rejects,
     )
     output.complete([part], record)

@@ -24,9 +24,8 @@ from sdd_ray.engine.board import board
 from sdd_ray.engine.fitting import BETTER, Fit, FitPlan, start_network
 from sdd_ray.engine.session import interruptible, pool_size
 from sdd_ray.engine.training import read_state, write_state
-from sdd_ray.engine.training_data import TrainingData, batches, image_dataset
+from sdd_ray.engine.training_data import TrainingData, batches, image_datasets
 from sdd_ray.errors import ResourceError, SddError
-from sdd_ray.formats.source import open_source
 from sdd_ray.search_space import with_values
 from sdd_ray.settings import SearchDimension, TuneConfig
 from sdd_ray.store.location import Location
@@ -45,13 +44,18 @@ def search(config: TuneConfig, data: TrainingData, work: Location) -> list[dict[
         work: Folder that trials are kept in.
 
     Raises:
-        ResourceError: The cluster has no room for a trial.
+        ResourceError: The cluster has no room for the trials.
         SddError: No trial succeeded.
         KeyboardInterrupt: The search was interrupted; run again, it goes on.
     """
     resources = config.resources
-    pool_size(1, resources.cpus_per_trial, resources.gpus_per_trial, spare_cpus=1.0)
-    source = open_source(config.train.source)
+    pool_size(
+        resources.concurrent_trials,
+        resources.cpus_per_trial,
+        resources.gpus_per_trial,
+        spare_cpus=1.0,
+    )
+    images = image_datasets(config.train, data)
     needs = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
     with board() as lines:
         trainable = tune.with_resources(
@@ -59,14 +63,14 @@ def search(config: TuneConfig, data: TrainingData, work: Location) -> list[dict[
                 _trial,
                 search=config,
                 mean_target=data.mean_target,
-                train=image_dataset(source, data.train, "training"),
-                validation=image_dataset(source, data.validation, "validation"),
+                train=images.train,
+                validation=images.validation,
                 lines=lines,
             ),
             needs,
         )
         # Ray Tune tells of its own ways to go on, and prints the traceback of every failure.
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
         with interruptible():
             grid = _tuner(config, trainable, work).fit()
     rows = sorted((_row(config, grid[n]) for n in range(len(grid))), key=lambda row: row["trial"])

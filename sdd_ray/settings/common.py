@@ -12,7 +12,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+InputPixels = Annotated[int, Field(ge=8, le=112)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -85,15 +86,19 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if self.kind == "folder" and self.path is None:
             raise ValueError("source.kind=folder needs source.path, the root folder of the images")
+        if self.kind == "synthetic" and self.path is not None:
+            raise ValueError(
+                "source.path is given, but source.kind=synthetic; did you mean folder?"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PreprocessingConfig:
     """What a network expects of its input; wrong values cost accuracy without any error."""
 
-    height: PositiveInt = 112
+    height: InputPixels = 112
     """Rows of the input, in pixels; the centre rows of the aligned face."""
-    width: PositiveInt = 112
+    width: InputPixels = 112
     """Columns of the input, in pixels; fewer than 112 takes the centre columns."""
     channel_order: Literal["rgb", "bgr"] = "rgb"
     """Order of the colour channels."""
@@ -125,3 +130,9 @@ class RecogniserConfig:
     def __post_init__(self) -> None:
         if self.kind != "demo" and self.path is None:
             raise ValueError(f"recogniser.kind={self.kind} needs recogniser.path, the weight file")
+        if self.kind == "demo" and self.path is not None:
+            raise ValueError(
+                "recogniser.path is given, but recogniser.kind=demo; did you mean onnx?"
+            )
+        if self.kind == "demo" and self.preprocessing != PreprocessingConfig():
+            raise ValueError("recogniser.kind=demo knows its preprocessing; leave that out")

@@ -13,6 +13,7 @@ from sdd_ray.settings.common import (
     RayConfig,
     RecogniserConfig,
     Seed,
+    Share,
     SourceConfig,
     Text,
 )
@@ -93,6 +94,8 @@ class TrainConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
     best: Literal["loss", "mae", "spearman"] = "loss"
     """Validation figure that chooses the best epoch."""
+    max_reject_share: Share = 0.05
+    """Training stops when more than this share of the labelled images cannot be read."""
     seed: Seed = 0
     """Draws the head's first weights, the order of images, mirroring and dropout."""
     resources: TrainResources = field(default_factory=TrainResources)

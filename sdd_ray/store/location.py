@@ -163,6 +163,23 @@ class Location:
             raise InputError(f"cannot look at {self.uri}: {error}") from error
 
 
+def output_location(text: str) -> Location:
+    """Return where an output is to be written, for processes with any working directory.
+
+    Raises:
+        OutputError: It is a relative path inside a Ray job, whose working directory is a copy of
+            the submitted one that Ray removes.
+    """
+    place = Location(text)
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if in_job and place.is_local and not Path(text).expanduser().is_absolute():
+        raise OutputError(
+            f"output={text} is relative, and a Ray job works in a copy of its folder that Ray"
+            " removes: give an absolute path that all nodes reach, or s3://"
+        )
+    return place.absolute()
+
+
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """Return the file system of a path or URI, and the path within it.
 

@@ -111,6 +111,15 @@ def load_recogniser(spec: RecogniserSpec, threads: int = 1, device: str = "cpu")
     return MirrorAveraged(recogniser) if spec.flip else recogniser
 
 
+def weights_digest(spec: RecogniserSpec) -> str:
+    """Return the SHA-256 of a recogniser's weight file.
+
+    Raises:
+        InputError: The file is missing.
+    """
+    return digest(_path(spec))
+
+
 def load_backbone(spec: RecogniserSpec) -> Backbone:
     """Return a recogniser's network with its weights, set to evaluation.
 
