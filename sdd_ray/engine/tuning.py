@@ -70,7 +70,7 @@ def search(config: TuneConfig, data: TrainingData, work: Location) -> list[dict[
             needs,
         )
         # Ray Tune tells of its own ways to go on, and prints the traceback of every failure.
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         with interruptible():
             grid = _tuner(config, trainable, work).fit()
     rows = sorted((_row(config, grid[n]) for n in range(len(grid))), key=lambda row: row["trial"])
@@ -106,6 +106,7 @@ def publish(config: TuneConfig, rows: list[dict[str, Any]], run: OutputRun) -> N
 
 
 def _tuner(config: TuneConfig, trainable: Any, work: Location) -> tune.Tuner:
+    """Return a new search, or one that goes on: with its trials, but asha starts without a past."""
     path = (work / "search").uri
     if tune.Tuner.can_restore(path):
         return tune.Tuner.restore(path, trainable=trainable, resume_errored=True)
