@@ -11,6 +11,7 @@ import sys
 
 from sdd_ray import embed, evaluate, label, score, train
 from sdd_ray.config import main
+from sdd_ray.errors import ConfigError
 from sdd_ray.settings import (
     ComparisonsConfig,
     DemoConfig,
@@ -25,13 +26,18 @@ from sdd_ray.settings import (
     TrainConfig,
 )
 
+_FMR = (1e-2, 1e-3)
+
 
 def run(config: DemoConfig) -> None:
     """Run all stages into one folder and print what came out.
 
     Raises:
+        ConfigError: The faces held out are too few to evaluate on.
         SddError: The output or the cluster is not as it should be.
     """
+    _check_size(config)
+
     from sdd_ray.engine.session import session
     from sdd_ray.store.location import Location, output_location
     from sdd_ray.synthetic.truth import label_ranks_severity, write_severity
@@ -83,11 +89,26 @@ def run(config: DemoConfig) -> None:
                         name="embedding norm", path=embeddings, column="norm", kind="norm"
                     ),
                 ),
+                fmr=_FMR,
                 comparisons=ComparisonsConfig(splits=f"{model}/splits.parquet"),
                 report=ReportConfig(labels=labels, faces=source, severity=severity),
             )
         )
     sys.stdout.write(label_ranks_severity(labels, severity) + "\n")
+
+
+def _check_size(config: DemoConfig) -> None:
+    """Check before minutes of work that the faces held out make enough comparisons."""
+    faces = config.synthetic
+    people = max(round(config.holdout_share * faces.num_identities), 1)
+    images = people * faces.images_per_identity
+    nonmated = images * (images - faces.images_per_identity) // 2
+    if nonmated * min(_FMR) < 1:
+        raise ConfigError(
+            f"synthetic, holdout_share: {images:,} images of {people} people are held out and make"
+            f" {nonmated:,} nonmated comparisons; a false match rate of {min(_FMR):g} needs"
+            f" {1 / min(_FMR):,.0f}: draw more faces or hold more out"
+        )
 
 
 if __name__ == "__main__":
