@@ -104,22 +104,17 @@ class ImageDatasets:
 
 
 def image_datasets(config: TrainConfig, data: TrainingData) -> ImageDatasets:
-    """Return datasets of decoded images and targets, in memory where the cluster can hold them.
+    """Return the decoded images of both parts.
 
-    Columns: image (112, 112, 3) uint8, target float32, image_id, and reason and detail of images
-    that cannot be read. Finding those takes a pass over all images, which is the one that fills the
-    memory.
+    Finding the ones that cannot be read takes a pass over all images, which is the one that fills
+    the memory.
 
     Raises:
         TooManyRejectsError: More images than allowed cannot be read.
     """
     source = open_source(config.source)
-    train, validation = (_decoded(source, table) for table in (data.train, data.validation))
-    rejects = [
-        Reject(row[IMAGE_ID], row["reason"], row["detail"])
-        for dataset in (train, validation)
-        for row in dataset.map_batches(_failures, batch_size=None).take_all()
-    ]
+    train, validation = (decoded(source, table) for table in (data.train, data.validation))
+    rejects = unreadable(train) + unreadable(validation)
     total = data.train.num_rows + data.validation.num_rows
     if len(rejects) > config.max_reject_share * total:
         raise TooManyRejectsError(
@@ -130,7 +125,17 @@ def image_datasets(config: TrainConfig, data: TrainingData) -> ImageDatasets:
     return ImageDatasets(train, validation, rejects)
 
 
-def _decoded(source: Source, table: pa.Table) -> Any:
+def decoded(source: Source, table: pa.Table) -> Any:
+    """Return a dataset of decoded images, in memory if the cluster can hold it.
+
+    Args:
+        source: The images.
+        table: Columns image_id and target.
+
+    Returns:
+        A dataset with columns image (112, 112, 3) uint8, target, image_id, and reason and detail,
+        which are empty for an image that could be read. For `batches` and `unreadable`.
+    """
     blocks = [
         table.slice(start, _ROWS_PER_BLOCK) for start in range(0, table.num_rows, _ROWS_PER_BLOCK)
     ]
@@ -141,6 +146,12 @@ def _decoded(source: Source, table: pa.Table) -> Any:
     if table.num_rows * _IMAGE_BYTES <= _CACHE_SHARE * memory:
         return dataset.materialize()
     return dataset
+
+
+def unreadable(dataset: Any) -> list[Reject]:
+    """Return the images of a `decoded` dataset that cannot be read."""
+    rows = dataset.map_batches(_failures, batch_size=None).take_all()
+    return [Reject(row[IMAGE_ID], row["reason"], row["detail"]) for row in rows]
 
 
 def _failures(batch: dict[str, Any]) -> dict[str, Any]:

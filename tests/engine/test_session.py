@@ -3,18 +3,22 @@
 import socket
 
 import pytest
+import ray
 
 from sdd_ray.engine import session as module
 from sdd_ray.engine.session import pool_size, session
-from sdd_ray.errors import ResourceError
+from sdd_ray.errors import ResourceError, SddError
 from sdd_ray.settings import RayConfig
 
 
 class RecordingRay:
     """Stands in for the module `ray`."""
 
-    def __init__(self, *, running=False, error=None, **resources):
+    exceptions = ray.exceptions
+
+    def __init__(self, *, running=False, error=None, nodes=None, **resources):
         self.calls, self.running, self.error, self.resources = [], running, error, resources
+        self.node_resources = [resources] if nodes is None else nodes
 
     def is_initialized(self):
         return self.running
@@ -29,6 +33,10 @@ class RecordingRay:
 
     def cluster_resources(self):
         return self.resources
+
+    def nodes(self):
+        dead = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+        return [dead, *({"Alive": True, "Resources": node} for node in self.node_resources)]
 
 
 @pytest.fixture
@@ -140,3 +148,23 @@ def test_pool_that_does_not_fit_is_refused(use, arguments, message):
     use(CPU=8.0)
     with pytest.raises(ResourceError, match=message):
         pool_size(*arguments)
+
+
+def test_workers_must_fit_on_a_node_as_a_whole(use):
+    use(CPU=9.0, nodes=[{"CPU": 3.0}] * 3)
+    assert pool_size(None, cpus=2.0, gpus=0.0) == 3  # 4.5 times in all, but once on each node
+    with pytest.raises(ResourceError, match="4 worker"):
+        pool_size(4, cpus=2.0, gpus=0.0)
+
+
+def test_gpus_count_where_the_cpus_are(use):
+    use(CPU=12.0, GPU=4.0, nodes=[{"CPU": 4.0}, {"CPU": 8.0, "GPU": 4.0}])
+    assert pool_size(None, cpus=4.0, gpus=1.0) == 2
+
+
+def test_errors_of_ray_end_in_one_line(use):
+    recorder = use(CPU=2.0)
+    text = "Ray failed: the object store is full; the same command"
+    with pytest.raises(SddError, match=text), session(RayConfig()):
+        raise ray.exceptions.RayError("long story\nthe object store is full")
+    assert recorder.calls[-1] == "shutdown"

@@ -14,8 +14,8 @@ from ray.train import ControllerError, WorkerGroupError
 
 from sdd_ray.engine import training, training_data
 from sdd_ray.engine.training import check_resources, train_network
-from sdd_ray.engine.training_data import batches, image_dataset, prepare
-from sdd_ray.errors import InputError, ResourceError, SddError, WeightsError
+from sdd_ray.engine.training_data import batches, decoded, image_datasets, prepare, unreadable
+from sdd_ray.errors import InputError, ResourceError, SddError, TooManyRejectsError, WeightsError
 from sdd_ray.formats.images import ImageRejectedError
 from sdd_ray.settings import (
     OptimiserConfig,
@@ -57,11 +57,25 @@ def numbered():
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_images_that_cannot_be_read_any_more_are_said(capsys):
-    dataset = image_dataset(UnevenSource(unreadable=(3, 70, 71)), numbered(), "training")
+def test_images_that_cannot_be_read_any_more_are_left_out_and_named():
+    dataset = decoded(UnevenSource(unreadable=(3, 70, 71)), numbered())
     targets = np.concatenate([t for _, t in batches(dataset.iterator(), 64)])
     np.testing.assert_array_equal(targets, np.delete(np.arange(IMAGES), [3, 70, 71]))
-    assert capsys.readouterr().err == "train: 3 training images cannot be read any more\n"
+    rejects = {reject.image_id: (reject.reason, reject.detail) for reject in unreadable(dataset)}
+    wanted = ("unreadable", "unreadable: as the test wants it")
+    assert rejects == dict.fromkeys(("3", "70", "71"), wanted)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_too_many_unreadable_images_stop_training(tmp_path, monkeypatch):
+    config, data = prepared(tmp_path)
+    lost = tuple(range(IMAGES))
+    data = replace(data, train=numbered(), validation=numbered().slice(0, 8))
+    monkeypatch.setattr(training_data, "open_source", lambda _: UnevenSource(unreadable=lost[:20]))
+    with pytest.raises(TooManyRejectsError, match=r"28 of 264 labelled .* max_reject_share=0\.05"):
+        image_datasets(config, data)
+    found = image_datasets(replace(config, max_reject_share=0.2), data)
+    assert len(found.rejects) == 28
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -69,7 +83,7 @@ def test_images_that_cannot_be_read_any_more_are_said(capsys):
 def test_images_keep_their_order_however_fast_they_are_read(monkeypatch, cached):
     monkeypatch.setattr(training_data, "_ROWS_PER_BLOCK", 16)
     monkeypatch.setattr(training_data, "_CACHE_SHARE", 0.3 if cached else 0.0)
-    dataset = image_dataset(UnevenSource(delay_s=2.0), numbered(), "training")
+    dataset = decoded(UnevenSource(delay_s=2.0), numbered())
     pairs = list(batches(dataset.iterator(), 50))
     targets = np.concatenate([t for _, t in pairs])
     np.testing.assert_array_equal(targets, np.arange(IMAGES))
@@ -79,7 +93,7 @@ def test_images_keep_their_order_however_fast_they_are_read(monkeypatch, cached)
 
 @pytest.mark.usefixtures("ray_session")
 def test_shuffling_is_of_the_seed():
-    dataset = image_dataset(UnevenSource(), numbered(), "training")
+    dataset = decoded(UnevenSource(), numbered())
     first, again, other = (
         np.concatenate([t for _, t in batches(dataset.iterator(), 50, seed)]) for seed in (1, 1, 2)
     )
