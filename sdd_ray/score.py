@@ -24,12 +24,14 @@ def run(config: ScoreConfig) -> None:
     from sdd_ray.formats.source import open_source
     from sdd_ray.store.dataset import open_dataset
     from sdd_ray.store.location import output_location
+    from sdd_ray.store.model_folder import load_model
     from sdd_ray.store.run import OutputRun
     from sdd_ray.store.summary import say_done, write_csv
 
     model = open_dataset(config.model, ["train"])
     output = OutputRun(output_location(config.output), "score", config, {"model": model.digest})
     if not output.is_complete:
+        load_model(model.location)  # a model that cannot be loaded ends here, not on the workers
         stage = ScoreStage(model.location, "cuda" if config.resources.gpus_per_worker else "cpu")
         job = ImageJob(
             "score",

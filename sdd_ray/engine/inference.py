@@ -29,7 +29,10 @@ from sdd_ray.formats.images import ImageRejectedError
 from sdd_ray.formats.source import Listing, Source
 from sdd_ray.settings import PoolResources
 from sdd_ray.store.location import Location
-from sdd_ray.store.run import OutputRun, PartRecord, Reject, record_from_json, write_part
+from sdd_ray.store.run import OutputRun, PartRecord, Reject, part_name, record_from_json, write_part
+
+UNREADABLE = "unreadable"
+"""Reason of images that cannot be reached; unlike the others it may pass."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,10 @@ def run_image_job(job: ImageJob, run: OutputRun) -> tuple[list[PartRecord], List
     if total == 0:
         raise InputError(_nothing_to_do(listing))
     num_shards = -(-total // job.images_per_shard)
-    names = [f"part-{shard:06d}" for shard in range(num_shards)]
-    records = {name: record for name, record in run.finished().items() if name in set(names)}
+    names = [part_name(shard) for shard in range(num_shards)]
+    finished = {name: r for name, r in run.finished().items() if name in set(names)}
+    # What could not be reached may be there by now: those parts are done again.
+    records = {name: record for name, record in finished.items() if not _has_unreadable(record)}
     missing = [shard for shard, name in enumerate(names) if name not in records]
     progress = Progress(job.name, total, sum(r.rows_in for r in records.values()))
     rejected = len(listing.rejects) + sum(len(r.rejects) for r in records.values())
@@ -101,6 +106,7 @@ def run_image_job(job: ImageJob, run: OutputRun) -> tuple[list[PartRecord], List
     finally:
         run.pause()
     _check_share(job, rejected, total + len(listing.rejects), records, listing)
+    _check_reached(list(records.values()))
     progress.close()
     return [records[name] for name in names], listing
 
@@ -131,9 +137,9 @@ class _ShardWorker:
 
     def __init__(self, job: ImageJob, output: Location, index: Location) -> None:
         self._job, self._output, self._index = job, output, index
-        threads = max(1, int(job.resources.cpus_per_worker))
-        self._threads = ThreadPoolExecutor(threads)
-        self._network = job.stage.load(threads)
+        self._num_threads = max(1, int(job.resources.cpus_per_worker))
+        self._threads = ThreadPoolExecutor(self._num_threads)
+        self._loaded: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         shard = int(batch["shard"][0])
@@ -146,8 +152,7 @@ class _ShardWorker:
         listed = _read_shard(self._index, number)
         shard, outputs = self._embed(listed)
         table, rejects = self._job.stage.rows(shard, outputs)
-        name = f"part-{number:06d}"
-        return write_part(self._output, name, table, rejects, rows_in=listed.num_rows)
+        return write_part(self._output, part_name(number), table, rejects, rows_in=listed.num_rows)
 
     def _embed(self, listed: pa.Table) -> tuple[Shard, NDArray[np.float32]]:
         """Read and decode ahead of the network, which works on batches of a fixed size."""
@@ -173,13 +178,18 @@ class _ShardWorker:
             outputs.append(self._network(np.stack(last) if last else empty))
         return shard, np.concatenate(outputs)
 
+    def _network(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if self._loaded is None:  # not in the constructor, whose errors Ray would wrap and retry
+            self._loaded = self._job.stage.load(self._num_threads)
+        return self._loaded(images)
+
     def _read(self, image_id: str) -> NDArray[np.uint8] | Reject:
         try:
             return self._job.source.read(image_id)
         except ImageRejectedError as error:
             return Reject(image_id, error.reason, str(error))
         except InputError as error:
-            return Reject(image_id, "unreadable", str(error))
+            return Reject(image_id, UNREADABLE, str(error))
 
 
 def _index_file(run: OutputRun) -> Location:
@@ -192,7 +202,9 @@ def _index(job: ImageJob, run: OutputRun) -> tuple[int, Listing]:
     if note.exists():
         tree = json.loads(note.read_bytes())
         rejects = [Reject(**item) for item in tree["rejects"]]
-        return int(tree["images"]), Listing(rejects, int(tree["ignored_files"]))
+        lacks_folders = any(reject.reason == "unreadable_folder" for reject in rejects)
+        if run.finished() or not lacks_folders:
+            return int(tree["images"]), Listing(rejects, int(tree["ignored_files"]))
     listing = Listing()
     sink = pa.BufferOutputStream()
     total = 0
@@ -201,10 +213,23 @@ def _index(job: ImageJob, run: OutputRun) -> tuple[int, Listing]:
             total += len(rows)
             table = pa.table(list(map(list, zip(*rows, strict=True))), schema=columns.INDEX)
             writer.write_table(table, row_group_size=len(rows))
-    _index_file(run).write_bytes(sink.getvalue().to_pybytes())
-    tree = {"images": total, **asdict(listing)}
-    note.write_bytes(json.dumps(tree).encode())
+    if total:
+        _index_file(run).write_bytes(sink.getvalue().to_pybytes())
+        tree = {"images": total, **asdict(listing)}
+        note.write_bytes(json.dumps(tree).encode())
     return total, listing
+
+
+def _has_unreadable(record: PartRecord) -> bool:
+    return any(reject.reason == UNREADABLE for reject in record.rejects)
+
+
+def _check_reached(records: Sequence[PartRecord]) -> None:
+    """Stop if not one image could be reached, whatever share of rejects is allowed."""
+    rejects = [reject for record in records for reject in record.rejects]
+    is_lost = rejects and all(reject.reason == UNREADABLE for reject in rejects)
+    if is_lost and len(rejects) == sum(record.rows_in for record in records):
+        raise InputError(f"none of {len(rejects):,} images can be reached; {_first(rejects)}")
 
 
 def _groups(

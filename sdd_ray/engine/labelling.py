@@ -28,7 +28,7 @@ from sdd_ray.errors import InputError, SddError, TooManyRejectsError
 from sdd_ray.settings import LabelConfig
 from sdd_ray.store.dataset import read_parquet
 from sdd_ray.store.location import Location
-from sdd_ray.store.run import OutputRun, PartRecord, Reject, read_records, write_part
+from sdd_ray.store.run import OutputRun, PartRecord, Reject, part_name, read_records, write_part
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,6 @@ class OutputFolder:
     def missing(self) -> list[int]:
         """Return the numbers of the shards that are not labelled yet."""
         return [number for number, name in enumerate(self.names) if name not in self.records]
-
-
-def part_name(number: int) -> str:
-    """Return the name of the part that a shard becomes."""
-    return f"part-{number:06d}"
 
 
 def _load(plan: LabelPlan) -> tuple[list[LoadedShard], EmbeddingSums]:

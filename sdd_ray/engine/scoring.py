@@ -12,6 +12,7 @@ from sdd_ray import columns
 from sdd_ray.core.calibration import FAILED, integer_quality
 from sdd_ray.core.fitting import predict
 from sdd_ray.engine.inference import Shard
+from sdd_ray.errors import ResourceError
 from sdd_ray.store.location import Location
 from sdd_ray.store.model_folder import load_model
 from sdd_ray.store.run import Reject
@@ -34,6 +35,10 @@ class ScoreStage:
 
         Its result is (N, 2): the raw prediction, and the quality in [0, 100] before rounding.
         """
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise ResourceError(
+                f"expected the device {self.device}, but torch finds no CUDA device here"
+            )
         torch.set_num_threads(threads)
         model = load_model(self.model)
         network = model.network.to(self.device)

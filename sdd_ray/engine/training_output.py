@@ -47,5 +47,6 @@ def publish(
         digest=digest,
         peak_memory_mib=peak_memory_mib(),
         rejects=trained.rejects,
+        suffix=".safetensors",
     )
     output.complete([part], record)

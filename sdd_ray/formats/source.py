@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdd_ray.errors import InputError
-from sdd_ray.formats.images import decode_image
+from sdd_ray.formats.images import ImageRejectedError, decode_image
 from sdd_ray.settings import SourceConfig
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import Reject
 from sdd_ray.synthetic import samples
 from sdd_ray.synthetic.samples import SyntheticSet
 from sdd_ray.synthetic.truth import synthetic_set
+
+_MAX_FILE_BYTES = 1 << 28
+"""Larger files are no face crops, and are not read."""
 
 
 @dataclass
@@ -78,8 +81,23 @@ class FolderSource:
             yield name, person
 
     def read(self, image_id: str) -> NDArray[np.uint8]:
-        """Return the decoded RGB image, (112, 112, 3)."""
-        return decode_image((self.root / image_id).read_bytes())
+        """Return the decoded RGB image, (112, 112, 3).
+
+        Raises:
+            ImageRejectedError: What is there is no usable image, or is too large to be read.
+            InputError: The file cannot be read, or the id leads out of the root.
+        """
+        if not set(image_id.split("/")).isdisjoint({"", ".", ".."}):
+            raise InputError(f"image_id {image_id!r} is no path below {self.root.uri}")
+        place = self.root / image_id
+        with place.open() as stream:
+            try:
+                if stream.size() > _MAX_FILE_BYTES:
+                    raise ImageRejectedError("too_large", f"a file of {stream.size():,} bytes")
+                content = stream.read()
+            except OSError as error:
+                raise InputError(f"cannot read {place.uri}: {error}") from error
+        return decode_image(content)
 
     def _person(self, name: str) -> str | None:
         folders = name.split("/")[:-1]

@@ -52,8 +52,21 @@ def open_dataset(uri: str, commands: Sequence[str]) -> Dataset:
     if manifest.get("command") not in commands:
         found = manifest.get("command")
         raise InputError(f"{uri}: expected a dataset written by {wanted}, found one of {found}")
-    names = [n for n in place.names() if n.endswith(".parquet") and n != REJECTS]
-    return Dataset(place, tuple(place / name for name in names), manifest)
+    return Dataset(place, _parts(place, manifest), manifest)
+
+
+def _parts(place: Location, manifest: dict[str, Any]) -> tuple[Location, ...]:
+    """Return the Parquet parts that the manifest names, in order of name, all of them there."""
+    files, there = manifest.get("parts"), set(place.names())
+    if not isinstance(files, dict):
+        raise InputError(f"{(place / MANIFEST).uri} names no parts; it is damaged")
+    missing = sorted(name for name in files if name not in there)
+    if missing:
+        raise InputError(
+            f"{place.uri}: {len(missing)} of {len(files)} parts are missing, first {missing[0]};"
+            " was it copied as a whole?"
+        )
+    return tuple(place / name for name in sorted(files) if name.endswith(".parquet"))
 
 
 def read_json(place: Location) -> dict[str, Any]:
@@ -115,7 +128,10 @@ def read_any(uri: str, columns: Sequence[str]) -> pa.Table:
         raise InputError(f"{uri} is not complete: run the command that writes it once more")
     if not place.is_folder():
         return read_parquet(place, columns)
-    names = [n for n in place.names() if n.endswith(".parquet") and n != REJECTS]
-    if not names:
+    if (place / MANIFEST).exists():
+        files = _parts(place, read_json(place / MANIFEST))
+    else:
+        files = tuple(place / n for n in place.names() if n.endswith(".parquet") and n != REJECTS)
+    if not files:
         raise InputError(f"{uri}: expected Parquet files, found none")
-    return pa.concat_tables([read_parquet(place / name, columns) for name in names])
+    return pa.concat_tables([read_parquet(file, columns) for file in files])

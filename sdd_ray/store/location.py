@@ -5,6 +5,7 @@ when its upload is complete.
 """
 
 import os
+import stat
 import uuid
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
@@ -69,6 +70,9 @@ class Location:
         """
         system, path = resolve(self.uri)
         try:
+            # A pipe or device would keep its reader waiting for ever.
+            if self.is_local and not stat.S_ISREG(Path(path).stat().st_mode):
+                raise InputError(f"cannot read {self.uri}: it is no regular file")
             return system.open_input_file(path)
         except OSError as error:
             raise InputError(f"cannot read {self.uri}: {error}") from error

@@ -78,7 +78,10 @@ class OnnxSession:
         if num_inputs < size:
             padding = np.zeros((size - num_inputs, *inputs.shape[1:]), np.float32)
             inputs = np.concatenate([inputs, padding])
-        output = self._session.run([self._output], {self._name: inputs})[0]
+        try:
+            output = self._session.run([self._output], {self._name: inputs})[0]
+        except Exception as error:  # as in `_start`
+            raise WeightsError(f"{self._path}: onnxruntime cannot run it: {error}") from error
         if output.shape[:1] != (size,):
             raise WeightsError(
                 f"{self._path}: expected {size} rows in the output {self._output},"

@@ -50,7 +50,7 @@ class Reject:
 
 @dataclass(frozen=True)
 class PartRecord:
-    """What became of one part; `digest` is the SHA-256 of its Parquet file."""
+    """What became of one part; `digest` is the SHA-256 of its file, `name` and `suffix`."""
 
     name: str
     rows_in: int
@@ -58,6 +58,12 @@ class PartRecord:
     digest: str
     peak_memory_mib: int
     rejects: list[Reject] = field(default_factory=list)
+    suffix: str = ".parquet"
+
+    @property
+    def file(self) -> str:
+        """Name of the file in the output folder."""
+        return self.name + self.suffix
 
 
 @dataclass
@@ -75,6 +81,11 @@ class RunTotals:
         self.rows_out += record.rows_out
         self.worker_peak_memory_mib = max(self.worker_peak_memory_mib, record.peak_memory_mib)
         self.rejected.update(reject.reason for reject in record.rejects)
+
+
+def part_name(number: int) -> str:
+    """Return the name of a numbered part; in order of name as in order of number."""
+    return f"part-{number:06d}"
 
 
 def write_part(
@@ -185,7 +196,11 @@ class OutputRun:
             records: Every part of the output.
             results: What else the command has to say, recorded under ``results``.
             extra_rejects: Rows set aside before any part was made.
+
+        Raises:
+            OutputError: A part is not there, or the folder cannot be written.
         """
+        self._check_parts(records)
         totals = RunTotals()
         for record in records:
             totals.add(record)
@@ -203,6 +218,7 @@ class OutputRun:
                 "rows_out": totals.rows_out,
                 "rejected": dict(sorted(totals.rejected.items())),
             },
+            "parts": {record.file: record.rows_out for record in records},
             "digest": hashlib.sha256(content.encode()).hexdigest(),
             "results": dict(results or {}),
             "seconds": round(self._seconds_before + time.time() - self._started, 3),
@@ -231,9 +247,13 @@ class OutputRun:
             return True
         if (self.output / INCOMPLETE).exists():
             mark = self._state(INCOMPLETE, "identity", "seconds")
-            if digest_of(mark["identity"]) != digest_of(self._identity):
+            if digest_of(mark["identity"]) == digest_of(self._identity):
+                self._seconds_before = float(mark["seconds"])
+                return False
+            if self.output.names() != [INCOMPLETE]:
                 raise OutputError(self._other("was begun", mark["identity"]))
-            self._seconds_before = float(mark["seconds"])
+            # Nothing was done yet: a command whose mistake was corrected takes the folder over.
+            self._mark(0.0)
             return False
         if self.output.exists() and (not self.output.is_folder() or self.output.names()):
             raise OutputError(
@@ -242,6 +262,16 @@ class OutputRun:
             )
         self._mark(0.0)
         return False
+
+    def _check_parts(self, records: Sequence[PartRecord]) -> None:
+        there = set(self.output.names())
+        missing = sorted(record.file for record in records if record.file not in there)
+        if missing:
+            raise OutputError(
+                f"{self.output.uri}: {len(missing)} of {len(records)} finished parts are not there,"
+                f" first {missing[0]}; workers on other nodes must reach the output: give a shared"
+                " folder or s3://"
+            )
 
     def _state(self, name: str, *keys: str) -> dict[str, Any]:
         place = self.output / name

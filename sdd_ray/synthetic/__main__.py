@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from sdd_ray.config import main
+from sdd_ray.errors import OutputError
 from sdd_ray.settings import DrawConfig
 
 
@@ -19,6 +20,8 @@ def run(config: DrawConfig) -> None:
     from sdd_ray.synthetic.samples import write_folder
     from sdd_ray.synthetic.truth import synthetic_set
 
+    if "://" in config.output:
+        raise OutputError(f"output={config.output}: faces are drawn into a local folder only")
     write_folder(synthetic_set(config.synthetic), Path(config.output))
     count = config.synthetic.num_identities * config.synthetic.images_per_identity
     sys.stdout.write(f"drew {count:,} faces -> {config.output}\n")

@@ -137,3 +137,16 @@ def test_read_any_without_parquet_files(tmp_path):
         read_any(str(tmp_path), ["value"])
     with pytest.raises(InputError, match="cannot read"):
         read_any(str(tmp_path / "missing"), ["value"])
+
+
+def test_part_that_is_missing_or_added_is_noticed(place):
+    write(place)
+    (place / "part-9.parquet").write_bytes(parquet_bytes(rows("stray")))
+    assert open_dataset(place.uri, ["label"]).read(["image_id"]).num_rows == 3
+    (place / "part-1.parquet").remove()
+    for read in (
+        lambda: open_dataset(place.uri, ["label"]),
+        lambda: read_any(place.uri, ["value"]),
+    ):
+        with pytest.raises(InputError, match=r"1 of 2 parts are missing, first part-1\.parquet"):
+            read()

@@ -217,8 +217,9 @@ def test_other_configuration_is_refused_by_its_key(tmp_path, local, complete, ch
 @pytest.mark.parametrize("complete", [True, False])
 def test_output_of_another_command_is_refused(local, complete):
     run = begin(local)
+    part = write_part(local, "a", rows("x"))
     if complete:
-        run.complete([write_part(local, "a", rows("x"))])
+        run.complete([part])
     with pytest.raises(OutputError, match="is of label"):
         OutputRun(local, "score", ScoreConfig(model="m", output="o"), {"embeddings": "abc"})
 
@@ -289,7 +290,11 @@ def test_seconds_of_all_attempts_are_summed(local, monkeypatch):
 
 def test_manifest_says_what_made_the_output(local):
     run = begin(local, exact={"seed": 3})
-    manifest = run.complete([PartRecord("a", 1, 1, "d", 123), PartRecord("b", 1, 1, "e", 45)])
+    for name in ("a.parquet", "b.safetensors"):
+        (local / name).write_bytes(b"x")
+    other = PartRecord("b", 1, 2, "e", 45, suffix=".safetensors")
+    manifest = run.complete([PartRecord("a", 1, 1, "d", 123), other])
+    assert manifest["parts"] == {"a.parquet": 1, "b.safetensors": 2}
     assert manifest["command"] == "label"
     assert manifest["config"]["exact"] == {"reference_size": None, "seed": 3}
     assert manifest["peak_memory_mib"]["worker"] == 123
@@ -303,3 +308,18 @@ def test_peak_memory_is_in_mib():
     lines = Path("/proc/self/status").read_text().splitlines()
     peak_kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     assert peak_memory_mib() == pytest.approx(peak_kib / 1024, abs=16)
+
+
+def test_corrected_command_takes_over_where_nothing_was_done(local):
+    begin(local, method="sampled")
+    corrected = begin(local, method="exact")
+    corrected.complete([write_part(local, "a", rows("x"))])
+    assert begin(local, method="exact").is_complete
+
+
+def test_parts_that_are_not_there_make_no_complete_output(local):
+    run = begin(local)
+    here = write_part(local, "a", rows("x"))
+    with pytest.raises(OutputError, match=r"1 of 2 finished parts .* first b\.parquet; .* shared"):
+        run.complete([here, PartRecord("b", 1, 1, "d", 1)])
+    assert not (local / "manifest.json").exists()

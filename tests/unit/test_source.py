@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from sdd_ray.errors import InputError
+from sdd_ray.formats.images import ImageRejectedError
 from sdd_ray.formats.source import FolderSource, Listing, SyntheticSource, open_source
 from sdd_ray.settings import SourceConfig, SyntheticConfig
 from sdd_ray.store.location import Location
@@ -218,3 +219,27 @@ def test_synthetic_source():
     image_id = images[17][0]
     assert np.array_equal(source.read(image_id), draw(faces, image_id).image)
     assert source.read(image_id).shape == (112, 112, 3)
+
+
+@pytest.mark.parametrize("image_id", ["../secret.png", "/etc/passwd", "a/../../x.png", "a//b.png"])
+def test_ids_of_strangers_lead_nowhere_else(tmp_path, image_id):
+    root = tmp_path / "root"
+    root.mkdir()
+    Image.new("RGB", (112, 112)).save(tmp_path / "secret.png")
+    with pytest.raises(InputError, match="is no path below"):
+        folder_source(root).read(image_id)
+
+
+def test_pipe_does_not_keep_its_reader_waiting(tmp_path):
+    (tmp_path / "a").mkdir()
+    os.mkfifo(tmp_path / "a" / "x.jpg")
+    with pytest.raises(InputError, match="no regular file"):
+        folder_source(tmp_path).read("a/x.jpg")
+
+
+def test_file_too_large_for_a_face_is_not_read(tmp_path):
+    (tmp_path / "a").mkdir()
+    with (tmp_path / "a" / "x.jpg").open("wb") as stream:
+        stream.truncate(1 << 29)  # a sparse file: nothing of it lies on the disk
+    with pytest.raises(ImageRejectedError, match="too_large"):
+        folder_source(tmp_path).read("a/x.jpg")
