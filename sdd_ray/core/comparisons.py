@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+from sdd_ray.core.hashing import GOLDEN, mix, unit_interval
 
 
 @dataclass(frozen=True)
@@ -84,18 +82,8 @@ def _pairs(
 
 
 def _uniform(first: NDArray[np.int64], second: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-    """Return a number in [0, 1) for each pair, by the finaliser of SplitMix64.
-
-    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-    """
+    """Return a number in [0, 1) for each pair: a hash of (seed, first, second)."""
     with np.errstate(over="ignore"):
-        state = _mix(first.astype(np.uint64) + np.uint64(seed) * _GOLDEN)
-        state = _mix(state + second.astype(np.uint64) * _GOLDEN)
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    state = state + _GOLDEN
-    state = (state ^ (state >> np.uint64(30))) * _MIX_1
-    state = (state ^ (state >> np.uint64(27))) * _MIX_2
-    return state ^ (state >> np.uint64(31))
+        state = mix(first.astype(np.uint64) + np.uint64(seed) * GOLDEN + GOLDEN)
+        state = mix(state + second.astype(np.uint64) * GOLDEN + GOLDEN)
+    return unit_interval(state)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 
 from sdd_ray.core.preprocess import Preprocessing
+from sdd_ray.core.statistics import rank_correlation
 
 Batch = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
@@ -155,10 +155,3 @@ def predict(network: torch.nn.Module, inputs: torch.Tensor) -> NDArray[np.float3
     with torch.inference_mode():
         output: NDArray[np.float32] = network(inputs).float().cpu().numpy()
     return output
-
-
-def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Return Spearman's rank correlation of two (N,) arrays; NaN where one of them is constant."""
-    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(stats.spearmanr(a, b).statistic)

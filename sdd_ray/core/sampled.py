@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sdd_ray.core.hashing import GOLDEN, mix, unit_interval
 from sdd_ray.core.wasserstein import Comparisons, distribution_distances, wasserstein
 
 PARTNER_CHUNK = 4096
 """Partners whose embeddings are gathered at once."""
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK = (1 << 64) - 1
 
 
@@ -208,26 +208,13 @@ def _subsets(
     """
     chosen = np.full((len(digests), plan.num_rounds, plan.per_round), -1, np.int64)
     size = np.minimum(population, plan.per_round)
-    state = _mix(digests ^ _mix(np.array([plan.seed & _MASK], np.uint64)))[:, None]
+    state = mix(digests ^ mix(np.array([plan.seed & _MASK], np.uint64)))[:, None]
     stream = np.arange(plan.num_rounds, dtype=np.uint64) * np.uint64(2) + np.uint64(kind)
     for step in range(plan.per_round):
         last = (population - size + step)[:, None]
         counter = (stream << np.uint64(32)) + np.uint64(step + 1)
-        uniform = _mix(state + counter * _GOLDEN) >> np.uint64(11)  # 53 bits
-        pick = (uniform * 2.0**-53 * (last + 1)).astype(np.int64)
+        uniform = unit_interval(mix(state + counter * GOLDEN))
+        pick = (uniform * (last + 1)).astype(np.int64)
         is_taken = (chosen[:, :, :step] == pick[:, :, None]).any(axis=2)
         chosen[:, :, step] = np.where(step < size[:, None], np.where(is_taken, last, pick), -1)
     return chosen
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return 64-bit hashes: the output function of SplitMix64.
-
-    Source:
-        Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014;
-        constants of S. Vigna's splitmix64.c, whose outputs for a known state are checked in
-        tests/unit/test_sampled.py.
-    """
-    mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))

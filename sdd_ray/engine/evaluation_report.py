@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sdd_ray.columns import IMAGE_ID, PSEUDO_LABEL
 from sdd_ray.core.assessment import EDC_DISCARD_FRACTIONS
 from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS
-from sdd_ray.core.fitting import rank_correlation
+from sdd_ray.core.statistics import rank_correlation
 from sdd_ray.engine.evaluating import ComparedSet, MethodResult
 from sdd_ray.errors import InputError
 from sdd_ray.formats.images import ImageRejectedError
@@ -30,6 +30,8 @@ from sdd_ray.settings import EvaluateConfig
 from sdd_ray.store.dataset import read_any
 
 _FACES = 24
+_TRIES = 20
+"""Images tried before the report does without a face."""
 _POOR, _GOOD = 0.03, 0.97
 """Ranks of the two images whose similarities are shown."""
 
@@ -62,10 +64,11 @@ def _worth(config: EvaluateConfig, methods: list[MethodResult]) -> Section:
     first, point = methods[0], methods[0].assessments[0]
     fraction = config.discard_fractions[-1]
     before, after = point.evrc_at([0.0, fraction])
+    area = "–" if np.isnan(point.normalised_pauc) else f"{point.normalised_pauc:.2f}"
     highlights = (
         Highlight(f"{before:.1%}", f"false non-matches at FMR {point.fmr:g}, all images"),
         Highlight(f"{after:.1%}", f"without the worst {fraction:.0%} by {first.name}"),
-        Highlight(f"{point.normalised_pauc:.2f}", "normalised pAUC; 1 would be no use"),
+        Highlight(area, "normalised pAUC; 1 would be no use"),
     )
     text = (
         "A quality is worth what it saves: discard the images of lowest quality, and the recogniser"
@@ -163,13 +166,27 @@ def _similarities(
     if len(usable) == 0:
         return None
     order = usable[np.argsort(labels[usable], kind="stable")]
-    row = int(order[int(rank * (len(order) - 1))])
+    place = int(rank * (len(order) - 1))
+    face: NDArray[np.uint8] | None = None
+    row = -1
+    for row in order[np.argsort(np.abs(np.arange(len(order)) - place), kind="stable")][:_TRIES]:
+        face = _face(source, compared.image_ids[row])
+        if face is not None:
+            break
+    if face is None:
+        return None
     similarities = compared.unit @ compared.unit[row]
     same = compared.codes == compared.codes[row]
     others = same.copy()
     others[row] = False
-    face = source.read(compared.image_ids[row])
     return ImageSimilarities(name, similarities[others], similarities[~same], face, labels[row])
+
+
+def _face(source: Source, image_id: str) -> NDArray[np.uint8] | None:
+    try:
+        return source.read(image_id)
+    except (ImageRejectedError, InputError):
+        return None
 
 
 def _faces(source: Source, compared: ComparedSet, method: MethodResult) -> Section:
@@ -178,10 +195,10 @@ def _faces(source: Source, compared: ComparedSet, method: MethodResult) -> Secti
     places = np.unique(np.linspace(0, len(order) - 1, min(_FACES, len(order))).astype(int))
     faces, values, captions = [], [], []
     for row in order[places]:
-        try:
-            faces.append(source.read(compared.image_ids[row]))
-        except (ImageRejectedError, InputError):
+        face = _face(source, compared.image_ids[row])
+        if face is None:
             continue  # the strip is a sample: another face is as good
+        faces.append(face)
         values.append(method.qualities[row])
         captions.append(compared.image_ids[row].rpartition("/")[2])
     strip = face_strip(faces, np.array(values), captions, f"Evenly spaced ranks of {method.name}.")

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from scipy.stats import spearmanr, wasserstein_distance
+from scipy.stats import wasserstein_distance
 
+from sdd_ray.core.statistics import rank_correlation
 from sdd_ray.report import drawing
 from sdd_ray.report.drawing import Figure, new_axes, new_canvas, theme, to_png, to_svg
 
@@ -80,28 +81,31 @@ def label_histogram(labels: Floats, caption: str = "") -> Figure:
             f"expected at least one pseudo-label that is a number, got {len(labels)} NaN"
         )
     canvas, axes = new_axes(290, "Pseudo-labels")
-    axes.hist(known, bins=_NUM_LABEL_BINS, range=(0, 100), color=drawing.BLUE, rwidth=0.86)
+    # Labels are scaled to [0, 100], or are distances in [0, 2] where scaling was left out.
+    highest, digits = (100, 0) if known.max() > 2 else (2, 2)
+    axes.hist(known, bins=_NUM_LABEL_BINS, range=(0, highest), color=drawing.BLUE, rwidth=0.86)
     median = float(np.median(known))
     axes.axvline(median, color=drawing.INK, linewidth=1.2, dashes=(4, 2))
     axes.annotate(
-        f"median {median:.0f}",
+        f"median {median:.{digits}f}",
         (median, 1.0),
         xycoords=axes.get_xaxis_transform(),
-        xytext=(5 if median < 70 else -5, -4),
+        xytext=(5 if median < 0.7 * highest else -5, -4),
         textcoords="offset points",
-        horizontalalignment="left" if median < 70 else "right",
+        horizontalalignment="left" if median < 0.7 * highest else "right",
         verticalalignment="top",
     )
     axes.set_ymargin(0.14)
-    axes.set_xlim(0, 100)
+    axes.set_xlim(0, highest)
     axes.set_xlabel("pseudo-label")
     axes.set_ylabel("images")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     low, high = np.quantile(known, [0.05, 0.95])
     missing = len(labels) - known.size
     alt = (
-        f"Histogram of {known.size:,} pseudo-labels between {known.min():.0f} and "
-        f"{known.max():.0f}, median {median:.0f}; nine in ten lie between {low:.0f} and {high:.0f}"
+        f"Histogram of {known.size:,} pseudo-labels between {known.min():.{digits}f} and "
+        f"{known.max():.{digits}f}, median {median:.{digits}f}; nine in ten lie between"
+        f" {low:.{digits}f} and {high:.{digits}f}"
         f"{f'; {missing:,} images without a label are left out' if missing else ''}."
     )
     return Figure(to_svg(canvas), alt, caption)
@@ -254,6 +258,5 @@ def scatter_severity(
 
 
 def _rank_correlation(severity: Floats, values: Floats) -> str:
-    if np.unique(severity).size < 2 or np.unique(values).size < 2:
-        return "–"
-    return f"{spearmanr(severity, values).statistic:+.2f}".replace("-", "−")
+    correlation = rank_correlation(severity, values)
+    return "–" if np.isnan(correlation) else f"{correlation:+.2f}".replace("-", "−")

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pyarrow as pa
-from scipy import stats
 
 from sdd_ray.columns import IMAGE_ID, PSEUDO_LABEL
+from sdd_ray.core.statistics import rank_correlation
 from sdd_ray.settings import SyntheticConfig
 from sdd_ray.store.dataset import read_any
 from sdd_ray.store.location import Location
@@ -40,7 +40,7 @@ def label_ranks_severity(labels: str, severity: str) -> str:
     joined = read_any(labels, [IMAGE_ID, PSEUDO_LABEL]).join(known, IMAGE_ID)
     pairs = np.stack([np.asarray(joined[c], np.float64) for c in (PSEUDO_LABEL, "severity")])
     pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
-    correlation = -float(stats.spearmanr(*pairs).statistic)
+    correlation = -rank_correlation(*pairs)
     return (
         f"labels against known severity, {pairs.shape[1]:,} images: Spearman {correlation:.3f}"
         " (1 would be the same order; faces without damage differ in quality too)"

@@ -6,11 +6,11 @@ Shapes: N images, E numbers in an embedding, M mated and K nonmated comparisons.
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 from torch import nn
 
 from sdd_ray.core.error_rates import fnmr, threshold_at_fmr
 from sdd_ray.core.preprocess import Preprocessing
+from sdd_ray.core.statistics import rank_correlation
 from sdd_ray.synthetic.degradations import DEGRADATIONS
 from sdd_ray.synthetic.samples import (
     RECOGNISER_HELD_OUT_IDENTITY,
@@ -54,11 +54,11 @@ def measure(network: nn.Module) -> dict[str, float]:
     gap = similarity_gaps(_embedded(network, samples), _people(samples))
     severity = np.array([sample.severity for sample in samples])
     kind = np.array([sample.kind for sample in samples])
-    figures["spearman_severity_gap"] = float(spearmanr(severity, gap).statistic)
+    figures["spearman_severity_gap"] = rank_correlation(severity, gap)
     figures["mean_gap_undamaged"] = float(gap[kind == UNDAMAGED].mean())
     for name in DEGRADATIONS:
         rows = kind == name
-        figures[f"spearman_{name}"] = float(spearmanr(severity[rows], gap[rows]).statistic)
+        figures[f"spearman_{name}"] = rank_correlation(severity[rows], gap[rows])
         figures[f"mean_gap_severe_{name}"] = float(gap[rows & (severity > _SEVERE)].mean())
     return {name: round(value, 4) for name, value in figures.items()}
 

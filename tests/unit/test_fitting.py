@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sdd_ray.core.fitting import Fitter, Recipe, predict, rank_correlation
+from sdd_ray.core.fitting import Fitter, Recipe, predict
 from sdd_ray.core.preprocess import Preprocessing
 
 RECIPE = Recipe(
@@ -207,12 +207,3 @@ def test_prediction_is_without_dropout_and_training_with_it(batches):
     assert fit.validate(batches[:1])[0] == fit.validate(batches[:1])[0]
     list(fit.train_epoch(batches[:1], 1))
     assert seen == [True, False, False, True]
-
-
-def test_rank_correlation_against_scipy_and_its_edges():
-    rng = np.random.default_rng(2)
-    a, b = rng.integers(0, 9, (2, 50)).astype(np.float64)
-    assert rank_correlation(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
-    assert rank_correlation(a, np.exp(a)) == pytest.approx(1.0)
-    for x, y in ((a, np.full(50, 3.0)), (np.zeros(50), b), (a[:1], b[:1])):
-        assert np.isnan(rank_correlation(x, y))

@@ -35,16 +35,6 @@ def label(unit, codes, plan):
     return sampled_distances(*(partner_similarities(unit, unit, drawn) for drawn in partners))
 
 
-def test_hash_is_splitmix64():
-    """The first outputs of splitmix64.c for state 1234567, as listed on rosettacode.org."""
-    states = np.uint64(1234567) + np.arange(1, 4, dtype=np.uint64) * sampled._GOLDEN
-    assert sampled._mix(states).tolist() == [
-        6457827717110365317,
-        3203168211198807973,
-        9817491932198370423,
-    ]
-
-
 def test_digests_do_not_depend_on_the_batch():
     together = image_digests(["a", "b", "人.jpg"])
     assert [image_digests([text])[0] for text in ("a", "b", "人.jpg")] == together.tolist()
