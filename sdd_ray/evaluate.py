@@ -23,7 +23,10 @@ def run(config: EvaluateConfig) -> None:
     from sdd_ray.store.run import OutputRun
 
     embeddings = open_dataset(config.embeddings, ["embed"])
-    inputs = {f"methods.{m.name}": content_digest(m.path) for m in config.methods}
+    read: dict[str, str | None] = {f"methods.{m.name}": m.path for m in config.methods}
+    read["comparisons.splits"] = config.comparisons.splits
+    read |= {"report.labels": config.report.labels, "report.severity": config.report.severity}
+    inputs = {name: content_digest(path) for name, path in read.items() if path is not None}
     inputs["embeddings"] = embeddings.digest
     output = OutputRun(output_location(config.output), "evaluate", config, inputs)
     if not output.is_complete:

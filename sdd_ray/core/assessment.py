@@ -47,11 +47,11 @@ class Assessment:
     aoc: float
 
     def edc_at(self, fractions: Sequence[float]) -> list[float]:
-        """Return the EDC at discard fractions, each rounded down to the grid."""
+        """Return the EDC at discard fractions that are on its grid."""
         return _at(EDC_DISCARD_FRACTIONS, self.edc, fractions)
 
     def evrc_at(self, fractions: Sequence[float]) -> list[float]:
-        """Return the EVRC at discard fractions, each rounded down to the grid."""
+        """Return the EVRC at discard fractions that are on its grid."""
         return _at(EVRC_DISCARD_FRACTIONS, self.evrc, fractions)
 
 

@@ -10,15 +10,18 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from sdd_ray.columns import EMBEDDING, IDENTITY, IMAGE_ID, NORM, QUALITY
+from sdd_ray.columns import EMBEDDING, IDENTITY, IMAGE_ID
 from sdd_ray.core.assessment import Assessment, assess, mean_assessment
+from sdd_ray.core.calibration import FAILED
 from sdd_ray.core.comparisons import ComparedPairs, compare_tile, count_nonmated
+from sdd_ray.core.similarity import check_embeddings, normalise
 from sdd_ray.engine.progress import Progress
 from sdd_ray.errors import InputError
 from sdd_ray.report.curves import CurveKind
 from sdd_ray.settings import ComparisonsConfig, EvaluateConfig, MethodConfig
 from sdd_ray.store.dataset import Dataset, read_any, read_parquet
 from sdd_ray.store.location import Location
+from sdd_ray.store.run import INCOMPLETE, MANIFEST
 
 _ROWS_PER_TILE = 256
 
@@ -31,7 +34,6 @@ class ComparedSet:
         image_ids: (N,) sorted keys.
         codes: (N,) number of the identity of each image.
         unit: (N, D) embeddings of unit length.
-        norms: (N,) lengths of the raw embeddings.
         mated, nonmated: Comparisons made.
         num_nonmated: Nonmated comparisons there are; fewer may have been made.
     """
@@ -39,7 +41,6 @@ class ComparedSet:
     image_ids: list[str]
     codes: NDArray[np.int64]
     unit: NDArray[np.float32]
-    norms: NDArray[np.float64]
     mated: ComparedPairs
     nonmated: ComparedPairs
     num_nonmated: int
@@ -51,16 +52,16 @@ def compare_all(dataset: Dataset, config: ComparisonsConfig) -> ComparedSet:
     Raises:
         InputError: No mated or no nonmated comparison can be made, or a file is damaged.
     """
-    table = dataset.read([IMAGE_ID, IDENTITY, EMBEDDING, NORM])
+    table = dataset.read([IMAGE_ID, IDENTITY, EMBEDDING])
     if config.splits is not None:
-        splits = read_parquet(Location(config.splits).absolute(), [IDENTITY, "part"])
+        splits = _read_splits(Location(config.splits).absolute())
         wanted = splits.filter(pc.equal(splits["part"], config.part))[IDENTITY]
         table = table.filter(pc.is_in(table[IDENTITY], wanted.combine_chunks()))
     table = table.filter(pc.is_valid(table[IDENTITY])).sort_by(IMAGE_ID).combine_chunks()
     uri = dataset.location.uri
     if table.num_rows == 0:
         raise InputError(f"{uri}: no image of the identities to compare")
-    unit = embedding_matrix(table[EMBEDDING])
+    unit = _unit(embedding_matrix(table[EMBEDDING]), uri)
     codes = np.asarray(pc.dictionary_encode(table[IDENTITY]).combine_chunks().indices, np.int64)
     total = count_nonmated(codes)
     limit = config.max_nonmated
@@ -70,9 +71,23 @@ def compare_all(dataset: Dataset, config: ComparisonsConfig) -> ComparedSet:
     for kind, pairs in (("mated", mated), ("nonmated", nonmated)):
         if len(pairs.similarities) == 0:
             raise InputError(f"{uri}: {table.num_rows} images make no {kind} comparison")
-    norms = np.asarray(table[NORM], np.float64)
     ids = table[IMAGE_ID].to_pylist()
-    return ComparedSet(ids, codes, unit, norms, mated, nonmated, total)
+    return ComparedSet(ids, codes, unit, mated, nonmated, total)
+
+
+def _read_splits(file: Location) -> pa.Table:
+    folder = Location(file.uri.rpartition("/")[0])
+    if (folder / INCOMPLETE).exists() and not (folder / MANIFEST).exists():
+        raise InputError(f"{file.uri} is of a model that is not complete: train it to the end")
+    return read_parquet(file, [IDENTITY, "part"])
+
+
+def _unit(embeddings: NDArray[np.float32], uri: str) -> NDArray[np.float32]:
+    """Return the rows scaled to unit length, which float16 storage takes from them."""
+    faulty = int(np.count_nonzero(check_embeddings(embeddings)))
+    if faulty:
+        raise InputError(f"{uri}: {faulty} embeddings are zero or not finite")
+    return normalise(embeddings)[0]
 
 
 def embedding_matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
@@ -113,8 +128,8 @@ def read_qualities(method: MethodConfig, image_ids: Sequence[str]) -> NDArray[np
     if place.null_count == len(image_ids):
         raise InputError(f"{method.path}: none of the {len(image_ids)} compared images is in it")
     qualities = np.array(values.take(place).to_numpy(zero_copy_only=False), np.float64)
-    if method.column == QUALITY:
-        qualities[qualities < 0] = np.nan  # -1: failed to assess
+    if pa.types.is_integer(table.schema.field(method.column).type):
+        qualities[qualities == FAILED] = np.nan
     return qualities * method.sign
 
 

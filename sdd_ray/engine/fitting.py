@@ -149,7 +149,8 @@ class Fit:
                     f"the validation loss is {result.loss} after epoch {epoch + 1}:"
                     " lower the learning rate"
                 )
-            yield EpochResult(epoch, loss, images / seconds, result, predicted)
+            rate = self.plan.workers * images / seconds  # all workers have as many
+            yield EpochResult(epoch, loss, rate, result, predicted)
 
     def state(self, result: EpochResult) -> dict[str, Any]:
         """Return all that going on after an epoch needs, as tensors and plain values."""

@@ -28,7 +28,8 @@ class MethodConfig:
     path: Text
     """Dataset with image_id and the values: qualities, labels, embeddings, or any Parquet."""
     column: Text = "quality"
-    """Column of the values, larger is better; null and NaN count as failed to assess."""
+    """Column of the values, larger is better. Null and NaN count as failed to assess, and so does
+    -1 in a column of integers."""
     kind: Literal["model", "label", "severity", "norm", "oracle"] = "model"
     """What the values are; decides how their curve is drawn."""
     sign: Literal[1, -1] = 1
@@ -73,16 +74,28 @@ class EvaluateConfig:
     methods: Annotated[tuple[MethodConfig, ...], Field(min_length=1)]
     """The qualities to compare, as a list; a random one is always added."""
     comparisons: ComparisonsConfig = field(default_factory=ComparisonsConfig)
-    fmr: tuple[Rate, ...] = (1e-2, 1e-3)
+    fmr: Annotated[tuple[Rate, ...], Field(min_length=1)] = (1e-2, 1e-3)
     """False match rates at which thresholds are set."""
-    discard_fractions: tuple[OpenShare, ...] = (0.0, 0.1, 0.2, 0.3)
-    """Columns of the printed table."""
+    discard_fractions: Annotated[tuple[OpenShare, ...], Field(min_length=1)] = (0.0, 0.1, 0.2, 0.3)
+    """Columns of the tables: increasing multiples of 0.05, where the curves are solved."""
     discard_limit: Rate = 0.3
     """Upper end of the normalised partial area."""
     random_repeats: PositiveInt = 20
     """Random qualities that are averaged."""
     report: ReportConfig = field(default_factory=ReportConfig)
     ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        names = [method.name for method in self.methods]
+        if len(set(names)) < len(names) or "random" in names:
+            raise ValueError(f"methods need names of their own, and not `random`; got {names}")
+        steps = [20 * fraction for fraction in self.discard_fractions]
+        on_grid = all(abs(step - round(step)) < 1e-9 for step in steps)
+        if not on_grid or steps != sorted(set(steps)):
+            raise ValueError(
+                "discard_fractions must increase in multiples of 0.05, got"
+                f" {list(self.discard_fractions)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
