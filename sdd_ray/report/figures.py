@@ -36,7 +36,7 @@ class ImageSimilarities:
         mated: (M,) similarities to images of the same person.
         nonmated: (L,) similarities to images of other people.
         face: (H, W, 3) RGB pixels of the image.
-        label: Its pseudo-label in [0, 100].
+        label: Its pseudo-label.
     """
 
     name: str
@@ -65,7 +65,7 @@ class FaceStrip:
 
 @theme()
 def label_histogram(labels: Floats, caption: str = "") -> Figure:
-    """Return how the pseudo-labels are spread over [0, 100].
+    """Return how the pseudo-labels are spread: over [0, 100] if scaled to it, else as they lie.
 
     Args:
         labels: (N,) pseudo-labels; NaN where an image has none.
@@ -81,22 +81,24 @@ def label_histogram(labels: Floats, caption: str = "") -> Figure:
             f"expected at least one pseudo-label that is a number, got {len(labels)} NaN"
         )
     canvas, axes = new_axes(290, "Pseudo-labels")
-    # Labels are scaled to [0, 100], or are distances in [0, 2] where scaling was left out.
-    highest, digits = (100, 0) if known.max() > 2 else (2, 2)
-    axes.hist(known, bins=_NUM_LABEL_BINS, range=(0, highest), color=drawing.BLUE, rwidth=0.86)
+    digits = _decimals(known)
+    is_scaled = digits == 0 and known.min() >= 0 and known.max() <= 100
+    edges = np.histogram_bin_edges(known, _NUM_LABEL_BINS, (0, 100) if is_scaled else None)
+    axes.hist(known, bins=edges.tolist(), color=drawing.BLUE, rwidth=0.86)
     median = float(np.median(known))
+    is_left = median < edges[0] + 0.7 * (edges[-1] - edges[0])
     axes.axvline(median, color=drawing.INK, linewidth=1.2, dashes=(4, 2))
     axes.annotate(
         f"median {median:.{digits}f}",
         (median, 1.0),
         xycoords=axes.get_xaxis_transform(),
-        xytext=(5 if median < 0.7 * highest else -5, -4),
+        xytext=(5 if is_left else -5, -4),
         textcoords="offset points",
-        horizontalalignment="left" if median < 0.7 * highest else "right",
+        horizontalalignment="left" if is_left else "right",
         verticalalignment="top",
     )
     axes.set_ymargin(0.14)
-    axes.set_xlim(0, highest)
+    axes.set_xlim(edges[0], edges[-1])
     axes.set_xlabel("pseudo-label")
     axes.set_ylabel("images")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -131,7 +133,8 @@ def similarity_distributions(images: Sequence[ImageSimilarities]) -> list[Figure
     tallest = max(
         _shares(sample, edges).max() for image in images for sample in (image.mated, image.nonmated)
     )
-    return [_similarity_panel(image, edges, tallest) for image in images]
+    digits = _decimals([image.label for image in images])
+    return [_similarity_panel(image, edges, tallest, digits) for image in images]
 
 
 def _shares(sample: Floats, edges: Floats) -> NDArray[np.float64]:
@@ -139,7 +142,14 @@ def _shares(sample: Floats, edges: Floats) -> NDArray[np.float64]:
     return np.asarray(100 * np.histogram(sample, edges)[0] / sample.size, dtype=np.float64)
 
 
-def _similarity_panel(image: ImageSimilarities, edges: Floats, tallest: float) -> Figure:
+def _decimals(values: Floats | Sequence[float]) -> int:
+    """Return how many decimals tell values apart: none beyond 2, as in [0, 100]."""
+    return 0 if np.nanmax(np.abs(values), initial=0) > 2 else 2
+
+
+def _similarity_panel(
+    image: ImageSimilarities, edges: Floats, tallest: float, digits: int
+) -> Figure:
     distance = float(wasserstein_distance(image.mated, image.nonmated))
     canvas = new_canvas(270)
     axes, side = canvas.subplots(1, 2, width_ratios=(3.1, 1))
@@ -162,11 +172,13 @@ def _similarity_panel(image: ImageSimilarities, edges: Floats, tallest: float) -
     axes.set_ylabel("comparisons (%)")
     side.axis("off")
     side.imshow(image.face, interpolation="none")
-    side.set_title(f"label {image.label:.0f}", fontsize=11, fontweight="normal", loc="center")
+    side.set_title(
+        f"label {image.label:.{digits}f}", fontsize=11, fontweight="normal", loc="center"
+    )
     alt = (
         f"{image.name}: {image.mated.size:,} mated similarities around {image.mated.mean():.2f} "
         f"and {image.nonmated.size:,} nonmated around {image.nonmated.mean():.2f}; their "
-        f"Wasserstein distance is {distance:.2f}, the pseudo-label {image.label:.0f}. "
+        f"Wasserstein distance is {distance:.2f}, the pseudo-label {image.label:.{digits}f}. "
         "The face is shown beside."
     )
     return Figure(to_svg(canvas), alt)
@@ -193,7 +205,8 @@ def face_strip(
             f"got {len(faces)}, {len(values)} and {len(captions)}"
         )
     order = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")
-    words = ["–" if np.isnan(value) else f"{value:.0f}" for value in values]
+    digits = _decimals(values)
+    words = ["–" if np.isnan(value) else f"{value:.{digits}f}" for value in values]
     tiles = tuple(FaceTile(to_png(faces[i]), words[i], captions[i]) for i in order)
     return FaceStrip(tiles, caption)
 

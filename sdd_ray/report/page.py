@@ -40,11 +40,13 @@ class Table:
             floats of a column have as many decimals as give its largest one four digits; integers
             have their thousands separated; None and NaN are a dash.
         caption: The line above; may be empty.
+        note: A paragraph below; may be empty.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     caption: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,9 +174,10 @@ def _table(table: Table) -> str:
         _row([(texts[i], right) for texts, right in columns]) for i in range(len(table.rows))
     )
     caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""
+    note = f"<p>{html.escape(table.note)}</p>\n" if table.note else ""
     return (
         f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>\n"
+        f"<tbody>{rows}</tbody></table></div>\n{note}"
     )
 
 

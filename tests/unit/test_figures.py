@@ -1,5 +1,6 @@
 """Figures: what is drawn is what was given, said in words as well, and the same every time."""
 
+import dataclasses
 import io
 import re
 import subprocess
@@ -174,3 +175,45 @@ def test_wrong_inputs_are_refused():
     for images in ([], [empty]):
         with pytest.raises(ValueError, match="at least one mated and one nonmated"):
             similarity_distributions(images)
+
+
+def _bars(svg):
+    """Return (left edge, height) of the bars of a histogram that have a height."""
+    bars = []
+    for path in re.findall(r'<path d="([^"]*)" clip-path="[^"]*" style="fill: var\(--blue', svg):
+        points = np.array(re.findall(r"[ML] ([\d.]+) ([\d.]+)", path), dtype=np.float64)
+        if np.ptp(points[:, 1]) > 1e-6:
+            bars.append((points[:, 0].min(), np.ptp(points[:, 1])))
+    return bars
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0.25, 0.5, 0.75, 1.25], "between 0.25 and 1.25, median 0.62"),  # distances
+        ([-30.0, 20.0, 40.0, 140.0], "between -30 and 140, median 30"),
+        ([0.5, 0.5, 0.5], "between 0.50 and 0.50, median 0.50"),
+    ],
+)
+def test_histogram_of_labels_that_are_not_scaled_shows_all_of_them(labels, words):
+    figure = label_histogram(np.array(labels))
+    assert words in figure.alt
+    bars = _bars(figure.content)
+    assert len(bars) == len(set(labels))
+    # The range is that of the labels: the picture is not squeezed to its left end.
+    if len(bars) > 1:
+        assert max(x for x, _ in bars) - min(x for x, _ in bars) > 250
+
+
+def test_histogram_of_scaled_labels_goes_from_0_to_100():
+    (few,) = _bars(label_histogram(np.array([51.0])).content)
+    (left, _), (right, _) = _bars(label_histogram(np.array([1.0, 99.0])).content)
+    assert (few[0] - left) / (right - left) == pytest.approx(20 / 39, abs=0.001)
+
+
+def test_small_values_are_told_apart_below_faces_and_beside_them():
+    faces = [np.zeros((8, 8, 3), np.uint8)] * 2
+    strip = face_strip(faces, np.array([0.31, -0.9]), ["a", "b"])
+    assert [tile.value for tile in strip.tiles] == ["-0.90", "0.31"]
+    images = [dataclasses.replace(image, label=image.label / 60) for image in _images()]
+    assert "label 1.56" in _texts(similarity_distributions(images)[0])

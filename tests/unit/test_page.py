@@ -118,8 +118,8 @@ def test_every_picture_has_words():
         if tag == "svg":
             assert attrs["role"] == "img"
             assert len(attrs["aria-label"]) > 20
-    assert "Face with value 1" in reader.attributes("alt")
-    assert "Face with value 2, b" in reader.attributes("alt")
+    assert "Face with value 1.00" in reader.attributes("alt")
+    assert "Face with value 2.00, b" in reader.attributes("alt")
 
 
 def test_all_text_is_escaped():
@@ -145,7 +145,7 @@ def test_all_text_is_escaped():
     # title, h1, contents, heading, text; 2 of the highlight; 3 figures, 1 face; 4 of the table; 2
     # of the run facts: in the text, besides those in attributes.
     assert reader.text.count(_NASTY) == 5 + 2 + 4 + 4 + 2
-    assert reader.attributes("alt") == [_NASTY, f"Face with value 1, {_NASTY}"]
+    assert reader.attributes("alt") == [_NASTY, f"Face with value 1.00, {_NASTY}"]
     assert reader.attributes("aria-label") == ["Contents", _NASTY]
 
 
@@ -173,3 +173,12 @@ def test_page_of_no_sections_still_has_its_facts():
 def test_ragged_tables_are_refused():
     with pytest.raises(ValueError, match=r"expected 2 cells in a row, got \['x'\]"):
         render_page("t", [Section("s", tables=[Table(["a", "b"], [["x"]])])], {})
+
+
+def test_a_note_stands_below_its_table_and_is_escaped():
+    reader = _Reader(render_page("t", [Section("s", tables=[Table(["a"], [], note=_NASTY)])], {}))
+    assert _NASTY in reader.text
+    tags = [tag for tag, _ in reader.elements]
+    assert tags.index("p") > tags.index("table")
+    without = render_page("t", [Section("s", tables=[Table(["a"], [])])], {})
+    assert "<p>" not in without
