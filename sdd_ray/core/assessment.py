@@ -18,7 +18,7 @@ from sdd_ray.core.edc import (
     fnm_edc,
     pair_qualities,
 )
-from sdd_ray.core.edc_areas import aoc, normalised_pauc
+from sdd_ray.core.edc_areas import Area, aoc, normalised_pauc
 from sdd_ray.core.error_rates import OperatingPoint, threshold_at_fmr
 
 EDC_DISCARD_FRACTIONS: NDArray[np.float64] = np.arange(96) / 100
@@ -35,24 +35,20 @@ class Assessment:
         point: Threshold and achieved rate at zero discard.
         edc: (96,) false non-match rates at `EDC_DISCARD_FRACTIONS` of the mated comparisons.
         evrc: (20,) the same at `EVRC_DISCARD_FRACTIONS` of the images, threshold solved again.
+        table_edc: (F,) the EDC at exactly the fractions asked for.
+        table_evrc: (F,) the EVRC at exactly the fractions asked for.
         normalised_pauc: Area under the EDC over that of no gain: 1 is useless, lower is better.
-        aoc: The paper's area over the EVRC, higher is better.
+        aoc: The paper's area over the EVRC on its grid, higher is better.
     """
 
     fmr: float
     point: OperatingPoint
     edc: NDArray[np.float64]
     evrc: NDArray[np.float64]
-    normalised_pauc: float
-    aoc: float
-
-    def edc_at(self, fractions: Sequence[float]) -> list[float]:
-        """Return the EDC at discard fractions that are on its grid."""
-        return _at(EDC_DISCARD_FRACTIONS, self.edc, fractions)
-
-    def evrc_at(self, fractions: Sequence[float]) -> list[float]:
-        """Return the EVRC at discard fractions that are on its grid."""
-        return _at(EVRC_DISCARD_FRACTIONS, self.evrc, fractions)
+    table_edc: NDArray[np.float64]
+    table_evrc: NDArray[np.float64]
+    normalised_pauc: Area
+    aoc: Area
 
 
 def assess(
@@ -61,6 +57,7 @@ def assess(
     qualities: NDArray[np.float64],
     fmr: float,
     discard_limit: float,
+    fractions: Sequence[float],
 ) -> Assessment:
     """Return what a quality is worth at a false match rate.
 
@@ -70,6 +67,7 @@ def assess(
         qualities: (N,) quality of each image, larger is better, NaN where it failed.
         fmr: False match rate, in (0, 1).
         discard_limit: Upper end of the normalised partial area, in (0, 1].
+        fractions: (F,) discard fractions of the table, in [0, 1).
 
     Raises:
         ValueError: A kind of comparison is missing, or a number is out of range.
@@ -78,16 +76,20 @@ def assess(
         Comparisons(c.similarities, pair_qualities(qualities[c.first], qualities[c.second]))
         for c in (mated, nonmated)
     ]
+    asked = np.asarray(fractions, np.float64)
     point = threshold_at_fmr(nonmated.similarities, fmr)
     fixed = fnm_edc(sides[0], point.threshold)
-    solved = evrc(sides[0], sides[1], fmr, population=qualities)
+    grid = np.union1d(EVRC_DISCARD_FRACTIONS, asked)
+    solved = evrc(sides[0], sides[1], fmr, grid, population=qualities)
     return Assessment(
         fmr=fmr,
         point=point,
         edc=errors_at(fixed, EDC_DISCARD_FRACTIONS),
-        evrc=solved.errors,
-        normalised_pauc=normalised_pauc(fixed, discard_limit).value,
-        aoc=aoc(solved).value,
+        evrc=errors_at(solved, EVRC_DISCARD_FRACTIONS),
+        table_edc=errors_at(fixed, asked),
+        table_evrc=errors_at(solved, asked),
+        normalised_pauc=normalised_pauc(fixed, discard_limit),
+        aoc=aoc(solved),
     )
 
 
@@ -104,12 +106,14 @@ def mean_assessment(parts: Sequence[Assessment]) -> Assessment:
         point=parts[0].point,
         edc=np.mean([p.edc for p in parts], axis=0),
         evrc=np.mean([p.evrc for p in parts], axis=0),
-        normalised_pauc=float(np.mean([p.normalised_pauc for p in parts])),
-        aoc=float(np.mean([p.aoc for p in parts])),
+        table_edc=np.mean([p.table_edc for p in parts], axis=0),
+        table_evrc=np.mean([p.table_evrc for p in parts], axis=0),
+        normalised_pauc=_mean_area([p.normalised_pauc for p in parts]),
+        aoc=_mean_area([p.aoc for p in parts]),
     )
 
 
-def _at(
-    grid: NDArray[np.float64], errors: NDArray[np.float64], fractions: Sequence[float]
-) -> list[float]:
-    return [float(errors[np.searchsorted(grid, f + 1e-9, "right") - 1]) for f in fractions]
+def _mean_area(areas: Sequence[Area]) -> Area:
+    """Return the mean, or the first area that is undefined: a mean of the others would hide it."""
+    undefined = [area for area in areas if area.reason]
+    return undefined[0] if undefined else Area(float(np.mean([area.value for area in areas])))

@@ -61,31 +61,6 @@ def normalised_pauc(curve: ErrorDiscardCurve, discard_limit: float) -> Area:
     return _over_initial_error(pauc(curve, discard_limit), curve, discard_limit)
 
 
-def theoretical_best_pauc(initial_error: float, discard_limit: float) -> float:
-    """Return a lower bound of `pauc`: the area under a line of slope -1 from error(0) to 0.
-
-    A quality that discards nothing but errors reaches (e - d) / (1 - d) at discard fraction d; the
-    usual baseline is the simpler e - d, which is never higher.
-
-    Args:
-        initial_error: error(0), in [0, 1].
-        discard_limit: Where the area ends, in (0, 1].
-
-    Returns:
-        The area, subtracted from `pauc` by those who report the excess.
-
-    Source:
-        Olsen, Smida, Busch, "Finger image quality assessment features: definitions and evaluation",
-        IET Biometrics 2016; the same as in dasec/quality-assessment-evaluation, edc.py.
-
-    Example:
-        >>> theoretical_best_pauc(0.5, 0.25)
-        0.09375
-    """
-    beyond = max(initial_error - discard_limit, 0.0)
-    return (initial_error**2 - beyond**2) / 2
-
-
 def aoc(curve: ErrorDiscardCurve) -> Area:
     """Return the paper's "area over curve": higher is better, at most 1, and 0.05 for no gain.
 

@@ -177,11 +177,9 @@ def evaluate_methods(config: EvaluateConfig, compared: ComparedSet) -> list[Meth
     work.append(("random", "random", draws))
     task: Any = ray.remote(assess).options(num_cpus=1, name="assess")
     pairs = (ray.put(compared.mated), ray.put(compared.nonmated))
+    rest = (config.discard_limit, config.discard_fractions)
     refs = [
-        [
-            [task.remote(*pairs, q, fmr, config.discard_limit) for q in qualities]
-            for fmr in config.fmr
-        ]
+        [[task.remote(*pairs, q, fmr, *rest) for q in qualities] for fmr in config.fmr]
         for _, _, qualities in work
     ]
     progress = Progress("evaluate", len(work), unit="methods")

@@ -10,13 +10,15 @@ import pyarrow.csv as pa_csv
 from sdd_ray.core.assessment import EDC_DISCARD_FRACTIONS
 from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS
 from sdd_ray.engine.evaluating import ComparedSet, MethodResult
-from sdd_ray.engine.evaluation_report import report_html
+from sdd_ray.engine.evaluation_report import caution, percent, report_html
 from sdd_ray.settings import EvaluateConfig
 from sdd_ray.store.dataset import read_json
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import MANIFEST, OutputRun, versions, write_part
 
 CURVES, SUMMARY, REPORT = "curves", "summary", "report.html"
+_WIDEST_NAME = 32
+"""Columns of the terminal; longer names of methods are cut."""
 
 
 def publish(
@@ -41,6 +43,7 @@ def publish(
     }
     html = report_html(config, compared, methods, {**results, **versions()})
     (run.output / REPORT).write_bytes(html.encode())
+    results["caution"] = caution(config)
     summary, curves = pa.Table.from_pylist(_flat(rows)), _curves(methods)
     for name, table in ((SUMMARY, summary), (CURVES, curves)):
         sink = pa.BufferOutputStream()
@@ -56,20 +59,23 @@ def terminal_table(output: Location) -> str:
     results = read_json(output / MANIFEST)["results"]
     fractions = results["discard_fractions"]
     limit = results["discard_limit"]
-    head = "".join(f"{f:>8.0%}" for f in fractions) + f"{f'pAUC@{limit:g}':>10}{'AOC':>8}"
+    width = min(max(len(row["method"]) for row in results["summary"]), _WIDEST_NAME)
+    head = "".join(f"{percent(f):>8}" for f in fractions) + f"{f'pAUC@{limit:g}':>10}{'AOC':>8}"
     lines = [
         f"{results['images']:,} images of {results['identities']:,} identities,"
         f" {results['mated_comparisons']:,} mated and {results['nonmated_comparisons']:,} nonmated"
         " comparisons"
     ]
     for fmr in sorted({row["fmr"] for row in results["summary"]}, reverse=True):
-        lines += ["", f"FNMR in % at FMR {fmr:g}, images discarded:", f"{'':<16}{head}"]
+        lines += ["", f"FNMR in % at FMR {fmr:g}, images discarded:", f"{'':<{width}}{head}"]
         for row in (r for r in results["summary"] if r["fmr"] == fmr):
             errors = "".join(f"{_number(e, 100, 2):>8}" for e in row["evrc"])
             areas = f"{_number(row['normalised_pauc'], 1, 3):>10}{_number(row['aoc'], 1, 3):>8}"
-            lines.append(f"{row['method']:<16.16}{errors}{areas}")
+            lines.append(f"{row['method']:<{width}.{width}}{errors}{areas}")
     lines += ["", "pAUC: 1 = no use, lower is better; AOC: higher is better; -: undefined, too few"]
     lines += ["comparisons remain or no error is left to save", ""]
+    if results.get("caution"):
+        lines += [results["caution"], ""]
     return "\n".join(lines)
 
 
@@ -86,10 +92,10 @@ def _summary_rows(config: EvaluateConfig, method: MethodResult) -> list[dict[str
             "fmr": a.fmr,
             "achieved_fmr": a.point.achieved_fmr,
             "threshold": a.point.threshold,
-            "normalised_pauc": a.normalised_pauc,
-            "aoc": a.aoc,
-            "evrc": a.evrc_at(config.discard_fractions),
-            "edc": a.edc_at(config.discard_fractions),
+            "normalised_pauc": a.normalised_pauc.value,
+            "aoc": a.aoc.value,
+            "evrc": a.table_evrc.tolist(),
+            "edc": a.table_edc.tolist(),
             "fractions": list(config.discard_fractions),
         }
         for a in method.assessments

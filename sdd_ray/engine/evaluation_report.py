@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdd_ray.columns import IMAGE_ID, PSEUDO_LABEL
-from sdd_ray.core.assessment import EDC_DISCARD_FRACTIONS
+from sdd_ray.core.assessment import EDC_DISCARD_FRACTIONS, Assessment
 from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS
 from sdd_ray.core.statistics import rank_correlation
 from sdd_ray.engine.evaluating import ComparedSet, MethodResult
@@ -60,15 +60,30 @@ def report_html(
     return render_page("What a quality score is worth", sections, facts)
 
 
+def percent(fraction: float) -> str:
+    """Return a fraction as the heading of its column, unrounded: 0.125 is 12.5%."""
+    return f"{100 * fraction:.4g}%"
+
+
+def caution(config: EvaluateConfig) -> str:
+    """Return what a reader must know of the compared images, or nothing."""
+    models = [method.name for method in config.methods if method.kind == "model"]
+    if config.comparisons.splits is not None or not models:
+        return ""
+    return (
+        f"comparisons.splits is not given: {', '.join(models)} may have been trained on the"
+        " compared images, and then looks better here than on others."
+    )
+
+
 def _worth(config: EvaluateConfig, methods: list[MethodResult]) -> Section:
     first, point = methods[0], methods[0].assessments[0]
-    fraction = config.discard_fractions[-1]
-    before, after = point.evrc_at([0.0, fraction])
-    area = "–" if np.isnan(point.normalised_pauc) else f"{point.normalised_pauc:.2f}"
+    fraction = percent(config.discard_fractions[-1])
+    before, after, area = point.evrc[0], point.table_evrc[-1], point.normalised_pauc.value
     highlights = (
-        Highlight(f"{before:.1%}", f"false non-matches at FMR {point.fmr:g}, all images"),
-        Highlight(f"{after:.1%}", f"without the worst {fraction:.0%} by {first.name}"),
-        Highlight(area, "normalised pAUC; 1 would be no use"),
+        Highlight(_shown(before, ".1%"), f"false non-matches at FMR {point.fmr:g}, all images"),
+        Highlight(_shown(after, ".1%"), f"without the worst {fraction} by {first.name}"),
+        Highlight(_shown(area, ".2f"), "normalised pAUC; 1 would be no use"),
     )
     text = (
         "A quality is worth what it saves: discard the images of lowest quality, and the recogniser"
@@ -77,14 +92,22 @@ def _worth(config: EvaluateConfig, methods: list[MethodResult]) -> Section:
         " people.\n\nEVRC: images are discarded, and the threshold is solved again on the rest (the"
         " paper). EDC: mated comparisons are discarded by the lower quality of the two images, at a"
         " fixed threshold (ISO/IEC 29794-1). Images of equal quality leave together; an image that"
-        " could not be assessed leaves first."
+        " could not be assessed leaves first.\n\n"
     )
-    return Section("What the quality is worth", text, highlights, tables=_tables(config, methods))
+    return Section(
+        "What the quality is worth",
+        text + caution(config),
+        highlights,
+        tables=_tables(config, methods),
+    )
+
+
+def _shown(value: float, form: str) -> str:
+    return "–" if np.isnan(value) else format(value, form)
 
 
 def _tables(config: EvaluateConfig, methods: list[MethodResult]) -> list[Table]:
-    fractions = config.discard_fractions
-    heads = [f"{fraction:.0%}" for fraction in fractions]
+    heads = [percent(fraction) for fraction in config.discard_fractions]
     tables = []
     for number, fmr in enumerate(config.fmr):
         found = [(m, m.assessments[number]) for m in methods]
@@ -94,21 +117,31 @@ def _tables(config: EvaluateConfig, methods: list[MethodResult]) -> list[Table]:
         rows: list[list[Cell]] = [
             [
                 m.name,
-                *(100 * e for e in a.evrc_at(fractions)),
-                a.normalised_pauc,
-                a.aoc,
+                *(100 * a.table_evrc).tolist(),
+                a.normalised_pauc.value,
+                a.aoc.value,
                 m.num_failed,
             ]
             for m, a in found
         ]
-        tables.append(
-            Table(["method", *heads, *areas], rows, f"EVRC: FNMR in %, images discarded. {caption}")
-        )
-        rows = [[m.name, *(100 * e for e in a.edc_at(fractions))] for m, a in found]
+        title = f"EVRC: FNMR in %, images discarded. {caption}"
+        tables.append(Table(["method", *heads, *areas], rows, title, _undefined(found)))
+        rows = [[m.name, *(100 * a.table_edc).tolist()] for m, a in found]
         tables.append(
             Table(["method", *heads], rows, f"EDC: FNMR in %, comparisons discarded. {caption}")
         )
     return tables
+
+
+def _undefined(found: list[tuple[MethodResult, Assessment]]) -> str:
+    """Return in words why areas of a table are undefined, or nothing if none is."""
+    reasons = [
+        f"{method.name}, {name}: {area.reason}."
+        for method, a in found
+        for name, area in (("pAUC", a.normalised_pauc), ("AOC", a.aoc))
+        if area.reason
+    ]
+    return " ".join(reasons)
 
 
 def _curves(methods: list[MethodResult], number: int) -> Section:
@@ -128,6 +161,8 @@ def _curves(methods: list[MethodResult], number: int) -> Section:
 def _labels(config: EvaluateConfig, compared: ComparedSet) -> list[Section]:
     table = read_any(config.report.labels or "", [IMAGE_ID, PSEUDO_LABEL])
     labels = _floats(table[PSEUDO_LABEL])
+    if np.isnan(labels).all():
+        return [Section("The labels", "No image has a label.")]
     sections = [
         Section(
             "The labels",
@@ -201,8 +236,11 @@ def _faces(source: Source, compared: ComparedSet, method: MethodResult) -> Secti
         faces.append(face)
         values.append(method.qualities[row])
         captions.append(compared.image_ids[row].rpartition("/")[2])
+    heading = "Faces from worst to best"
+    if not faces:
+        return Section(heading, f"None of {len(places)} images tried could be read.")
     strip = face_strip(faces, np.array(values), captions, f"Evenly spaced ranks of {method.name}.")
-    return Section("Faces from worst to best", figures=[strip])
+    return Section(heading, figures=[strip])
 
 
 def _severity(path: str, compared: ComparedSet, method: MethodResult) -> Section:
@@ -210,12 +248,17 @@ def _severity(path: str, compared: ComparedSet, method: MethodResult) -> Section
     place = pc.index_in(pa.array(compared.image_ids), table[IMAGE_ID].combine_chunks())
     found = table.take(place)
     severity = _floats(found["severity"])
-    kinds = found["kind"].to_pylist()
-    known = ~np.isnan(method.qualities)
+    kinds = np.array(found["kind"].to_pylist(), np.object_)
+    known = ~np.isnan(severity) & ~np.isnan(method.qualities)
+    heading = "Against the known severity"
+    if not known.any():
+        return Section(heading, f"No compared image has a severity and a value of {method.name}.")
     correlation = rank_correlation(severity[known], method.qualities[known])
-    figure = scatter_severity(severity, method.qualities, kinds, method.name)
-    caption = f"Over all kinds: Spearman {correlation:.2f}."
-    return Section("Against the known severity", figures=[replace(figure, caption=caption)])
+    figure = scatter_severity(
+        severity[known], method.qualities[known], kinds[known].tolist(), method.name
+    )
+    caption = f"Over all kinds: Spearman {_shown(correlation, '.2f')}."
+    return Section(heading, figures=[replace(figure, caption=caption)])
 
 
 def _joined(

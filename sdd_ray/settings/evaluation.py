@@ -77,7 +77,7 @@ class EvaluateConfig:
     fmr: Annotated[tuple[Rate, ...], Field(min_length=1)] = (1e-2, 1e-3)
     """False match rates at which thresholds are set."""
     discard_fractions: Annotated[tuple[OpenShare, ...], Field(min_length=1)] = (0.0, 0.1, 0.2, 0.3)
-    """Columns of the tables: increasing multiples of 0.05, where the curves are solved."""
+    """Columns of the tables, increasing."""
     discard_limit: Rate = 0.3
     """Upper end of the normalised partial area."""
     random_repeats: PositiveInt = 20
@@ -89,13 +89,10 @@ class EvaluateConfig:
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names) or "random" in names:
             raise ValueError(f"methods need names of their own, and not `random`; got {names}")
-        steps = [20 * fraction for fraction in self.discard_fractions]
-        on_grid = all(abs(step - round(step)) < 1e-9 for step in steps)
-        if not on_grid or steps != sorted(set(steps)):
-            raise ValueError(
-                "discard_fractions must increase in multiples of 0.05, got"
-                f" {list(self.discard_fractions)}"
-            )
+        if list(self.discard_fractions) != sorted(set(self.discard_fractions)):
+            raise ValueError(f"discard_fractions must increase, got {list(self.discard_fractions)}")
+        if len(set(self.fmr)) < len(self.fmr):
+            raise ValueError(f"fmr names a rate twice, got {list(self.fmr)}")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -9,6 +9,7 @@ Six images lie on a circle, so that a similarity is the cosine of an angle. Pers
 """
 
 import math
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,10 @@ def rows(angles=ANGLES, codes=CODES, ids=IDS):
     return Rows(circle, np.array(codes), list(ids))
 
 
+def others(made):
+    return made.codes, made.image_ids
+
+
 def write_qualities(file, values, column="quality", kind=None):
     table = pa.table({"image_id": list(values), column: pa.array(list(values.values()), kind)})
     file.write_bytes(parquet_bytes(table))
@@ -45,16 +50,19 @@ def compared(folder, made=None, **comparisons):
     return compare_all(open_dataset(embeddings, ["embed"]), ComparisonsConfig(**comparisons))
 
 
-def evaluated(folder, *methods, fmr=(FMR,), made=None):
-    config = EvaluateConfig(embeddings="any", output="any", methods=methods, fmr=fmr)
-    return evaluate_methods(config, compared(folder, made))
+def evaluated(folder, *methods, **options):
+    given = {"fmr": (FMR,), **options}
+    config = EvaluateConfig(embeddings="any", output="any", methods=methods, **given)
+    return evaluate_methods(config, compared(folder))
 
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def test_every_figure_by_hand(tmp_path):
-    method, random = evaluated(tmp_path, write_qualities(tmp_path / "q.parquet", GOOD))
+    fractions = (0, 0.16, 0.17, 0.33, 0.34, 0.66, 0.67)
+    quality = write_qualities(tmp_path / "q.parquet", GOOD)
+    method, random = evaluated(tmp_path, quality, discard_fractions=fractions)
     assert (method.name, method.kind, method.num_failed) == ("q", "model", 0)
     assert (random.name, random.kind, random.num_failed) == ("random", "random", 0)
     (found,) = method.assessments
@@ -65,22 +73,23 @@ def test_every_figure_by_hand(tmp_path):
     # Without a2: 1 of 6 nonmated ones may be above: 0.77; 0.64 and 0.50 of 4 are below.
     # Without b2 too: 1 of 4 nonmated ones may be above: 0.00; none of 2 is below.
     figures = [4 / 6, 4 / 6, 1 / 2, 1 / 2, 0]
-    np.testing.assert_allclose(found.evrc_at([0, 0.15, 0.2, 0.3, 0.35]), figures)
+    np.testing.assert_allclose(found.table_evrc[:5], figures)
     # At the fixed threshold two comparisons leave with a2 (a third of all), then two with b2.
-    np.testing.assert_allclose(found.edc_at([0, 0.33, 0.34, 0.66, 0.67]), figures)
+    np.testing.assert_allclose(found.table_edc[[0, 3, 4, 5, 6]], figures)
     # Nothing leaves before a third: no use within the limit of 0.3.
-    assert found.normalised_pauc == pytest.approx(1.0)
+    assert found.normalised_pauc.value == pytest.approx(1.0)
 
 
 def test_images_without_a_quality_leave_first(tmp_path):
     missing = {k: v for k, v in GOOD.items() if k != "a0"} | {"b0": math.nan, "not compared": 1.0}
-    method, _ = evaluated(tmp_path, write_qualities(tmp_path / "q.parquet", missing))
+    quality = write_qualities(tmp_path / "q.parquet", missing)
+    method, _ = evaluated(tmp_path, quality, discard_fractions=(0, 0.33, 0.34))
     assert method.num_failed == 2
     assert np.isnan(method.qualities).tolist() == [True, False, False, True, False, False]
     (found,) = method.assessments
     # a0 and b0 leave together, when two of six may; then 1 of 4 nonmated ones may be above: 0.87,
     # and both mated ones are below.
-    np.testing.assert_allclose(found.evrc_at([0, 0.3, 0.35]), [4 / 6, 4 / 6, 1])
+    np.testing.assert_allclose(found.table_evrc, [4 / 6, 4 / 6, 1])
 
 
 def test_minus_one_and_null_are_failures_and_small_is_good_by_sign(tmp_path):
@@ -89,8 +98,15 @@ def test_minus_one_and_null_are_failures_and_small_is_good_by_sign(tmp_path):
     np.testing.assert_array_equal(read_qualities(method, IDS), [np.nan, 80, 1, np.nan, 85, 2])
     poor = MethodConfig(name="q", path=method.path, sign=-1)
     np.testing.assert_array_equal(read_qualities(poor, IDS), [np.nan, -80, -1, np.nan, -85, -2])
-    raw = write_qualities(tmp_path / "raw.parquet", {**GOOD, "a0": -1}, column="raw")
-    assert read_qualities(raw, IDS)[0] == -1
+    other = write_qualities(tmp_path / "o.parquet", {"a0": -1, "a1": 7}, "UnifiedQualityScore")
+    np.testing.assert_array_equal(read_qualities(other, IDS[:2]), [np.nan, 7])
+
+
+def test_negative_scores_of_other_programs_are_scores(tmp_path):
+    floats = write_qualities(tmp_path / "f.parquet", {"a0": -1.0, "a1": -0.5, "a2": math.nan})
+    np.testing.assert_array_equal(read_qualities(floats, IDS[:3]), [-1, -0.5, np.nan])
+    integers = write_qualities(tmp_path / "i.parquet", {"a0": -7, "a1": -1, "a2": 3})
+    np.testing.assert_array_equal(read_qualities(integers, IDS[:3]), [-7, np.nan, 3])
 
 
 def test_comparisons_are_of_the_part_asked_for(tmp_path):
@@ -104,6 +120,31 @@ def test_comparisons_are_of_the_part_asked_for(tmp_path):
     assert found.image_ids == ["a0", "a1", "a2", "c0", "c1"]
     assert len(found.mated.similarities) == 4
     assert found.num_nonmated == len(found.nonmated.similarities) == 6
+    (tmp_path / "_incomplete.json").write_text("{}")
+    shutil.rmtree(tmp_path / "embeddings")
+    with pytest.raises(InputError, match=r"splits\.parquet is of a model that is not complete"):
+        compared(tmp_path, made, splits=str(splits))
+    (tmp_path / "manifest.json").write_text("{}")  # the mark of an output that is being cleaned
+    shutil.rmtree(tmp_path / "embeddings")
+    assert compared(tmp_path, made, splits=str(splits)).image_ids == found.image_ids
+
+
+def test_embeddings_of_other_lengths_are_compared_by_angle(tmp_path):
+    """As of float16 storage, which rounds every length."""
+    lengths = np.array([0.5, 1.0, 2.0, 1.001, 0.999, 30.0], np.float32)
+    made = rows()
+    long = compared(tmp_path / "long", Rows(made.embeddings * lengths[:, None], *others(made)))
+    unit = compared(tmp_path / "unit", made)
+    np.testing.assert_allclose(np.linalg.norm(long.unit, axis=1), 1, atol=1e-6)
+    for found, wanted in ((long.mated, unit.mated), (long.nonmated, unit.nonmated)):
+        np.testing.assert_allclose(found.similarities, wanted.similarities, atol=1e-6)
+
+
+def test_embeddings_without_a_direction_are_counted(tmp_path):
+    made = rows()
+    made.embeddings[[1, 4]] = [[0, 0], [np.nan, 1]]
+    with pytest.raises(InputError, match="embeddings: 2 embeddings are zero or not finite"):
+        compared(tmp_path, made)
 
 
 def test_a_share_of_the_nonmated_comparisons(tmp_path):

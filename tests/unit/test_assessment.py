@@ -1,4 +1,4 @@
-"""Assessments: a case counted by hand, the mean of repeats, and reading curves at fractions."""
+"""Assessments: a case counted by hand, the mean of repeats, and tables at the asked fractions."""
 
 import dataclasses
 
@@ -7,6 +7,8 @@ import pytest
 
 from sdd_ray.core.assessment import EDC_DISCARD_FRACTIONS, assess, mean_assessment
 from sdd_ray.core.comparisons import ComparedPairs, compare_tile
+
+FRACTIONS = (0.0, 0.1)
 
 
 def pairs(*rows):
@@ -26,55 +28,57 @@ def case():
 
 
 def test_counted_by_hand(case):
-    found = assess(*case, fmr=0.1, discard_limit=0.5)
+    steps = {0.0: 1 / 2, 0.24: 1 / 2, 0.25: 1 / 3, 0.49: 1 / 3, 0.5: 1 / 2, 0.74: 1 / 2, 0.75: 0}
+    found = assess(*case, fmr=0.1, discard_limit=0.5, fractions=list(steps))
     # Nonmated similarities 0, 0.05, ... 0.45: one of ten may lie above the threshold.
     assert found.fmr == 0.1
     assert found.point.threshold == pytest.approx(0.4)
     assert found.point.achieved_fmr == pytest.approx(0.1)
     # Pair qualities 1, 2, 3, 4, and the first and third comparison are below 0.4.
-    steps = {0.0: 1 / 2, 0.24: 1 / 2, 0.25: 1 / 3, 0.49: 1 / 3, 0.5: 1 / 2, 0.74: 1 / 2, 0.75: 0}
-    assert found.edc_at(list(steps)) == pytest.approx(list(steps.values()))
+    assert found.table_edc.tolist() == pytest.approx(list(steps.values()))
     # Areas of the steps up to 0.5, over the error at zero discard.
-    assert found.normalised_pauc == pytest.approx((0.25 / 2 + 0.25 / 3) / (0.5 / 2))
+    assert found.normalised_pauc.value == pytest.approx((0.25 / 2 + 0.25 / 3) / (0.5 / 2))
     # Without the worst of five images six nonmated comparisons remain: none may lie above the
     # threshold, the rate 0.1 cannot be counted, and the error is undefined from there on.
-    assert found.evrc_at([0.0, 0.15]) == pytest.approx([0.5, 0.5])
-    assert np.isnan(found.evrc_at([0.2])[0])
-    assert np.isnan(found.aoc)
+    assert found.table_evrc[0] == 0.5
+    assert np.isnan(found.table_evrc[1:]).all()
+    assert found.evrc[:4].tolist() == [0.5] * 4
+    assert np.isnan(found.evrc[4:]).all()
+    assert np.isnan(found.aoc.value)
+    assert found.aoc.reason == "the error rate is undefined at discard fraction 0.2"
 
 
 def test_threshold_is_solved_again_for_the_paper_curve(case):
-    found = assess(*case, fmr=0.34, discard_limit=0.5)
+    found = assess(*case, 0.34, 0.5, fractions=(0.0, 0.19, 0.2, 0.4))
     # All ten: three may lie above 0.3, and 0.1 and 0.2 are below. Without image 0 six remain,
     # 0.2 to 0.45: two may lie above 0.35, and of 0.9, 0.2, 0.8 one is below.
     assert found.point.threshold == pytest.approx(0.3)
-    assert found.evrc_at([0.0, 0.19, 0.2]) == pytest.approx([0.5, 0.5, 1 / 3])
     # Without images 0 and 1 three remain, 0.35 to 0.45: one may lie above 0.4; 0.2 of two is below.
-    assert found.evrc_at([0.4]) == pytest.approx([0.5])
+    assert found.table_evrc.tolist() == pytest.approx([0.5, 0.5, 1 / 3, 0.5])
     assert found.edc.shape == EDC_DISCARD_FRACTIONS.shape == (96,)
     assert found.evrc.shape == (20,)
 
 
 def test_quality_that_knows_the_errors_beats_one_that_hides_them(case):
     mated, nonmated, _ = case
-    knows = assess(mated, nonmated, np.array([1.0, 4.0, 2.0, 5.0, 6.0]), 0.1, 0.5)
-    hides = assess(mated, nonmated, np.array([6.0, 4.0, 5.0, 7.0, 1.0]), 0.1, 0.5)
-    assert knows.normalised_pauc < 1 < hides.normalised_pauc
+    knows = assess(mated, nonmated, np.array([1.0, 4.0, 2.0, 5.0, 6.0]), 0.1, 0.5, FRACTIONS)
+    hides = assess(mated, nonmated, np.array([6.0, 4.0, 5.0, 7.0, 1.0]), 0.1, 0.5, FRACTIONS)
+    assert knows.normalised_pauc.value < 1 < hides.normalised_pauc.value
 
 
 def test_constant_quality_is_worth_nothing(case):
     mated, nonmated, _ = case
-    found = assess(mated, nonmated, np.full(5, 3.0), 0.1, 0.5)
-    assert found.normalised_pauc == pytest.approx(1.0)
+    found = assess(mated, nonmated, np.full(5, 3.0), 0.1, 0.5, FRACTIONS)
+    assert found.normalised_pauc.value == pytest.approx(1.0)
     assert set(found.edc) == {0.5}
-    assert found.aoc == pytest.approx(0.05)
+    assert found.aoc.value == pytest.approx(0.05)
 
 
 def test_failed_images_leave_first(case):
     mated, nonmated, qualities = case
     failed = np.where(qualities == 1, np.nan, qualities)
-    with_nan = assess(mated, nonmated, failed, 0.34, 0.5)
-    lowest = assess(mated, nonmated, qualities, 0.34, 0.5)
+    with_nan = assess(mated, nonmated, failed, 0.34, 0.5, FRACTIONS)
+    lowest = assess(mated, nonmated, qualities, 0.34, 0.5, FRACTIONS)
     np.testing.assert_array_equal(with_nan.edc, lowest.edc)
     np.testing.assert_array_equal(with_nan.evrc, lowest.evrc)
 
@@ -85,8 +89,8 @@ def test_only_the_order_of_qualities_matters():
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     mated, nonmated = compare_tile(unit, np.arange(60) // 4, (0, 60), 1.0, 0)
     qualities = rng.random(60)
-    one = assess(mated, nonmated, qualities, 0.05, 0.3)
-    other = assess(mated, nonmated, np.exp(5 * qualities) - 9, 0.05, 0.3)
+    one = assess(mated, nonmated, qualities, 0.05, 0.3, FRACTIONS)
+    other = assess(mated, nonmated, np.exp(5 * qualities) - 9, 0.05, 0.3, FRACTIONS)
     np.testing.assert_array_equal(one.edc, other.edc)
     np.testing.assert_array_equal(one.evrc, other.evrc)
     assert (one.aoc, one.normalised_pauc) == (other.aoc, other.normalised_pauc)
@@ -94,15 +98,18 @@ def test_only_the_order_of_qualities_matters():
 
 def test_mean_of_repeats(case):
     mated, nonmated, qualities = case
-    one = assess(mated, nonmated, qualities, 0.34, 0.5)
-    two = assess(mated, nonmated, qualities[::-1].copy(), 0.34, 0.5)
+    one = assess(mated, nonmated, qualities, 0.34, 0.5, FRACTIONS)
+    two = assess(mated, nonmated, qualities[::-1].copy(), 0.34, 0.5, FRACTIONS)
     mean = mean_assessment([one, two])
     assert mean.fmr == 0.34
     assert mean.point == one.point
     np.testing.assert_allclose(mean.edc, (one.edc + two.edc) / 2)
     np.testing.assert_allclose(mean.evrc, (one.evrc + two.evrc) / 2)
-    assert mean.normalised_pauc == pytest.approx((one.normalised_pauc + two.normalised_pauc) / 2)
-    assert one.normalised_pauc != two.normalised_pauc
+    np.testing.assert_allclose(mean.table_edc, (one.table_edc + two.table_edc) / 2)
+    np.testing.assert_allclose(mean.table_evrc, (one.table_evrc + two.table_evrc) / 2)
+    areas = [a.normalised_pauc.value for a in (one, two)]
+    assert mean.normalised_pauc.value == pytest.approx(sum(areas) / 2)
+    assert areas[0] != areas[1]
     same = mean_assessment([one])
     assert dataclasses.asdict(same).keys() == dataclasses.asdict(one).keys()
     np.testing.assert_array_equal(same.edc, one.edc)
@@ -113,23 +120,59 @@ def test_mean_of_nothing():
         mean_assessment([])
 
 
-def test_fractions_are_read_where_binary_numbers_fall_short(case):
-    found = assess(*case, fmr=0.1, discard_limit=0.5)
-    # 0.07 * 5 is above 0.35 in binary and 1 - 0.9 below 0.1; each must be read at its own step.
-    marked = dataclasses.replace(found, edc=np.arange(96.0))
-    for place in range(96):
-        equal = [place / 100, place * 0.01, 1 - (100 - place) / 100]
-        assert marked.edc_at(equal) == [place] * 3
-    marked = dataclasses.replace(found, evrc=np.arange(20.0))
-    assert marked.evrc_at([k * 0.05 for k in range(20)]) == list(range(20))
+def test_an_undefined_repeat_makes_the_mean_undefined_for_its_reason(case):
+    mated, nonmated, qualities = case
+    one = assess(mated, nonmated, np.full(5, 3.0), 0.1, 0.5, FRACTIONS)
+    two = assess(mated, nonmated, qualities, 0.1, 0.5, FRACTIONS)
+    assert one.aoc.reason == ""
+    assert mean_assessment([one, two, two]).aoc is two.aoc
+    without_errors = dataclasses.replace(mated, similarities=np.ones(4, np.float32))
+    for area in (
+        assess(without_errors, nonmated, qualities, 0.1, 0.1, FRACTIONS).normalised_pauc,
+        assess(without_errors, nonmated, np.ones(5), 0.1, 0.1, FRACTIONS).aoc,
+    ):
+        assert np.isnan(area.value)
+        assert "no false non-match at zero discard" in area.reason
+
+
+def test_tables_are_of_exactly_the_fractions_asked_for():
+    """Two hundred images: 2, 3, 12 and 33.5 per cent lie between the points of both grids."""
+    rng = np.random.default_rng(3)
+    codes = np.arange(200) // 4
+    noise = rng.random(200)
+    unit = rng.standard_normal((50, 6))[codes] + 2 * noise[:, None] * rng.standard_normal((200, 6))
+    unit = (unit / np.linalg.norm(unit, axis=1, keepdims=True)).astype(np.float32)
+    mated, nonmated = compare_tile(unit, codes, (0, 200), 1.0, 0)
+    asked = (0.02, 0.03, 0.12, 0.335)
+    found = assess(mated, nonmated, -noise, 0.05, 0.3, asked)
+    plain = assess(mated, nonmated, -noise, 0.05, 0.3, (0.0, 0.1))
+    # The fractions of the table leave curves and areas alone.
+    np.testing.assert_array_equal(found.evrc, plain.evrc)
+    np.testing.assert_array_equal(found.edc, plain.edc)
+    assert (found.aoc, found.normalised_pauc) == (plain.aoc, plain.normalised_pauc)
+    assert plain.table_evrc.tolist() == [found.evrc[0], found.evrc[2]]
+    ranks = np.argsort(np.argsort(-noise))
+    lower = np.sort(np.minimum(ranks[mated.first], ranks[mated.second]))
+    for place, fraction in enumerate(asked):
+        # Without the worst images, and the threshold from the comparisons of the others.
+        kept = ranks >= int(fraction * 200 + 1e-9)
+        left = [c.similarities[kept[c.first] & kept[c.second]] for c in (mated, nonmated)]
+        threshold = np.sort(left[1])[::-1][int(0.05 * len(left[1]))]
+        assert found.table_evrc[place] == np.mean(left[0] < threshold)
+        # Without as many of the worst comparisons as may leave together, the threshold fixed.
+        limit = lower[int(fraction * len(lower) + 1e-9)]
+        stay = np.minimum(ranks[mated.first], ranks[mated.second]) >= limit
+        wrong = mated.similarities[stay] < found.point.threshold
+        assert found.table_edc[place] == pytest.approx(np.mean(wrong))
+    assert len(set(found.table_evrc.tolist())) == len(set(found.table_edc.tolist())) == 4
 
 
 def test_missing_comparisons(case):
     mated, nonmated, qualities = case
     none = ComparedPairs(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
     with pytest.raises(ValueError, match="similarity"):
-        assess(none, nonmated, qualities, 0.1, 0.5)
+        assess(none, nonmated, qualities, 0.1, 0.5, FRACTIONS)
     with pytest.raises(ValueError, match="similarity"):
-        assess(mated, none, qualities, 0.1, 0.5)
+        assess(mated, none, qualities, 0.1, 0.5, FRACTIONS)
     with pytest.raises(ValueError, match="false match rate"):
-        assess(mated, nonmated, qualities, 1.0, 0.5)
+        assess(mated, nonmated, qualities, 1.0, 0.5, FRACTIONS)

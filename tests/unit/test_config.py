@@ -42,6 +42,7 @@ TREES = [
     for _, kind in inspect.getmembers(settings, dataclasses.is_dataclass)
     if kind.__module__ == settings.__name__
 ]
+A = "{name: a, path: b}"
 REQUIRED = {
     EmbedConfig: ["output=e"],
     LabelConfig: ["embeddings=e", "output=l"],
@@ -248,6 +249,19 @@ def test_override_that_is_no_yaml():
             "low > 0",
         ),
         (TuneConfig, [*REQUIRED[TuneConfig], "space={x: {kind: choice}}"], "needs values"),
+        *(
+            (EvaluateConfig, ["embeddings=e", "output=v", *words], expected)
+            for words, expected in [
+                ([f"methods=[{A}, {A}]"], "methods need names of their own"),
+                (["methods=[{name: random, path: b}]"], "and not `random`; got ['random']"),
+                ([f"methods=[{A}]", "fmr=[]"], "fmr: tuple should have at least 1 item"),
+                ([f"methods=[{A}]", "fmr=[0.1, 0.1]"], "fmr names a rate twice, got [0.1, 0.1]"),
+                ([f"methods=[{A}]", "discard_fractions=[]"], "discard_fractions: tuple should"),
+                ([f"methods=[{A}]", "discard_fractions=[0.2, 0.1]"], "must increase, got [0.2"),
+                ([f"methods=[{A}]", "discard_fractions=[0.1, 0.1]"], "must increase, got [0.1"),
+                ([f"methods=[{A}]", "discard_fractions=[0, 1]"], "discard_fractions.1: input"),
+            ]
+        ),
     ],
 )
 def test_options_that_do_not_fit_together(schema, overrides, expected):
@@ -397,3 +411,8 @@ def test_shipped_configurations_are_right(file):
     config = load_config(getattr(settings, f"{command.title()}Config"), file)
     assert callable(module.run)
     assert to_dict(config).keys() >= tree.keys()
+
+
+def test_tables_may_be_of_any_fractions():
+    words = [*REQUIRED[EvaluateConfig], "discard_fractions=[0.02, 0.12, 0.335]"]
+    assert load_config(EvaluateConfig, None, words).discard_fractions == (0.02, 0.12, 0.335)
