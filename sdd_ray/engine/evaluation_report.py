@@ -135,13 +135,14 @@ def _tables(config: EvaluateConfig, methods: list[MethodResult]) -> list[Table]:
 
 def _undefined(found: list[tuple[MethodResult, Assessment]]) -> str:
     """Return in words why areas of a table are undefined, or nothing if none is."""
-    reasons = [
-        f"{method.name}, {name}: {area.reason}."
-        for method, a in found
-        for name, area in (("pAUC", a.normalised_pauc), ("AOC", a.aoc))
-        if area.reason
-    ]
-    return " ".join(reasons)
+    methods: dict[tuple[str, str], list[str]] = {}
+    for method, a in found:
+        for name, area in (("pAUC", a.normalised_pauc), ("AOC", a.aoc)):
+            if area.reason:
+                methods.setdefault((name, area.reason), []).append(method.name)
+    return " ".join(
+        f"No {name} of {', '.join(names)}: {reason}." for (name, reason), names in methods.items()
+    )
 
 
 def _curves(methods: list[MethodResult], number: int) -> Section:

@@ -4,9 +4,11 @@ import re
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pytest
 from made_datasets import Rows, write_embeddings
+from PIL import Image
 
 from sdd_ray import evaluate
 from sdd_ray.config import main
@@ -64,10 +66,8 @@ def test_outputs(do_evaluate, tmp_path):
 
     lines = out.splitlines()
     assert lines[0] == ("60 images of 12 identities, 120 mated and 1,650 nonmated comparisons")
-    assert [line[:16].strip() for line in lines if re.match(r"(known noise|random) ", line)] == [
-        "known noise",
-        "random",
-    ] * 2
+    named = [match[1] for line in lines if (match := re.match(r"(known noise|random) ", line))]
+    assert named == ["known noise", "random"] * 2
     assert lines[-1] == f"report: {tmp_path}/evaluation/report.html"
 
     summary = pa_csv.read_csv(str(tmp_path / "evaluation" / "summary.csv"))
@@ -129,3 +129,155 @@ def test_mistakes_end_in_one_message(do_evaluate, tmp_path, word, message):
     assert (status, out) == (1, "")
     assert message in err
     assert not (tmp_path / "evaluation" / MANIFEST).exists()
+
+
+@pytest.mark.parametrize("key", ["comparisons.splits", "report.labels", "report.severity"])
+def test_other_content_of_a_file_is_another_evaluation(do_evaluate, tmp_path, key):
+    rows, noise = made_rows()
+    people = [f"p{number:04d}" for number in range(12)]
+
+    def write(number):
+        """All three files in one, each told apart by a number."""
+        table = pa.table(
+            {
+                "image_id": rows.image_ids,
+                "identity": [people[code] for code in rows.codes],
+                "part": ["holdout"] * 60,
+                "pseudo_label": 100 * (1 - noise) / number,
+                "kind": ["noise"] * 60,
+                "severity": noise / number,
+            }
+        )
+        (tmp_path / "known.parquet").write_bytes(parquet_bytes(table))
+
+    write(1)
+    given = f"{key}={tmp_path}/known.parquet"
+    assert do_evaluate(given)[0] == 0
+    inputs = read_json(Location(str(tmp_path / "evaluation")) / MANIFEST)["inputs"]
+    assert inputs.keys() == {"embeddings", "methods.known noise", key}
+    assert do_evaluate(given)[0] == 0
+    write(2)
+    status, _, err = do_evaluate(given)
+    assert status == 1
+    assert f"is complete with another configuration, which differs in input {key}" in err
+
+
+def page_of(folder):
+    return (folder / "evaluation" / "report.html").read_text(encoding="utf-8")
+
+
+def test_headings_are_the_fractions_of_their_columns(do_evaluate, tmp_path):
+    status, out, _ = do_evaluate("discard_fractions=[0, 0.025, 0.12]")
+    assert status == 0
+    head = next(line.split() for line in out.splitlines() if "pAUC@" in line)
+    assert head == ["0%", "2.5%", "12%", "pAUC@0.3", "AOC"]
+    assert re.findall(r'<th scope="col"[^>]*>([\d.]+%)', page_of(tmp_path))[:3] == head[:3]
+    # Of sixty images one and seven leave: no point of the curves at 0, 5 and 10 per cent.
+    summary = pa_csv.read_csv(str(tmp_path / "evaluation" / "summary.csv"))
+    table = [summary[f"evrc_{f:g}"][0].as_py() for f in (0, 0.025, 0.12)]
+    curve = read_parquet(Location(str(tmp_path / "evaluation" / "curves.parquet")))
+    points = curve.filter(pc.equal(curve["curve"], "evrc"))["fnmr"].to_pylist()
+    assert table[0] == points[0]
+    assert len({*table, points[1], points[2]}) == 5
+
+
+def test_long_names_stay_whole(do_evaluate, tmp_path):
+    long, longer = "a name of thirty-two characters!", "a name of more than thirty-two characters"
+    methods = ", ".join(
+        f"{{name: '{name}', path: {tmp_path}/noise.parquet, column: noise, kind: severity}}"
+        for name in (long, longer)
+    )
+    _, out, _ = do_evaluate(f"methods=[{methods}]")
+    rows = [line for line in out.splitlines() if line.startswith("a name")]
+    assert [row[:32] for row in rows] == [long, longer[:32]] * 2
+    assert {len(line) for line in out.splitlines() if line.startswith(("a name", "random"))} == {
+        len(rows[0])
+    }
+
+
+def test_a_model_without_splits_may_know_the_images(do_evaluate, tmp_path):
+    said = "comparisons.splits is not given: known noise may have been trained on the compared"
+    _, out, _ = do_evaluate()
+    assert "may have been trained" not in out + page_of(tmp_path)
+    model = f"methods=[{{name: known noise, path: {tmp_path}/noise.parquet, column: noise}}]"
+    _, out, _ = do_evaluate(model, f"output={tmp_path}/other/evaluation")
+    assert said in out
+    assert said in page_of(tmp_path / "other")
+    assert do_evaluate(model, f"output={tmp_path}/other/evaluation")[1] == out
+
+
+def test_undefined_figures_are_a_dash_with_their_reason(do_evaluate, tmp_path):
+    """With people whose images are all the same no comparison of one person is ever missed."""
+    rows, _ = made_rows()
+    centres = np.eye(12, 16, dtype=np.float32)
+    write_embeddings(tmp_path / "easy", Rows(centres[rows.codes], rows.codes))
+    status, out, _ = do_evaluate(f"embeddings={tmp_path}/easy")
+    assert status == 0
+    assert next(line for line in out.splitlines() if line.startswith("known")).split()[-2:] == [
+        "-",
+        "-",
+    ]
+    page = page_of(tmp_path)
+    assert re.search(r"<dt>normalised pAUC; 1 would be no use</dt><dd>–</dd>", page)
+    notes = re.findall("</table></div>\n<p>([^<]*)</p>", page)
+    assert len(notes) == 2  # one for each false match rate
+    reason = "no false non-match at zero discard, so nothing can be gained"
+    for note in notes:
+        assert f"No pAUC of known noise, random: {reason}." in note
+        assert "No AOC of known noise, random: the error rate is undefined at" in note
+    assert ">nan" not in page
+
+
+def folder_of_faces(folder, rows, readable):
+    """Write the images of the rows at places, the others as text that is no image."""
+    for place, image_id in enumerate(rows.image_ids):
+        file = folder / image_id
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shade = Image.new("RGB", (112, 112), (place, place, place))
+        if place in readable:
+            shade.save(file, format="PNG")
+        else:
+            file.write_text("no image")
+    return [f"report.faces.path={folder}", "report.faces.kind=folder"]
+
+
+def write_labels_and_severity(file, rows, noise, known):
+    labels = np.where(known, 1 - noise, np.nan)
+    table = {"image_id": rows.image_ids, "pseudo_label": labels}
+    table |= {"kind": ["noise"] * 60, "severity": np.where(known, noise, np.nan)}
+    file.write_bytes(parquet_bytes(pa.table(table)))
+    return [f"report.labels={file}", f"report.severity={file}"]
+
+
+def test_faces_that_cannot_be_read_are_passed_over(do_evaluate, tmp_path):
+    rows, noise = made_rows()
+    order = np.argsort(1 - noise)
+    chosen = [int(order[int(rank * 59)]) for rank in (0.03, 0.97)]
+    words = write_labels_and_severity(tmp_path / "l.parquet", rows, noise, np.full(60, True))
+    words += folder_of_faces(tmp_path / "faces", rows, set(range(60)) - set(chosen))
+    assert do_evaluate(*words)[0] == 0
+    page = page_of(tmp_path)
+    # The next image of about the same rank stands in; labels in [0, 2] have decimals.
+    for name, row in (("poor", chosen[0]), ("good", chosen[1])):
+        assert f"{name}: distance" in page
+        shown = re.search(rf'aria-label="{name}: [^"]*the pseudo-label ([\d.]+)\.', page)[1]
+        labels = np.sort(1 - noise)
+        place = int(np.searchsorted(labels, 1 - noise[row]))
+        assert shown in {f"{labels[place + step]:.2f}" for step in (-1, 1)}
+
+
+def test_a_report_without_any_face_label_or_severity_says_so(do_evaluate, tmp_path):
+    rows, noise = made_rows()
+    words = write_labels_and_severity(tmp_path / "l.parquet", rows, noise, np.full(60, False))
+    words += folder_of_faces(tmp_path / "faces", rows, set())
+    assert do_evaluate(*words)[0] == 0
+    page = page_of(tmp_path)
+    for said in (
+        "No image has a label.",
+        "None of 24 images tried could be read.",
+        "No compared image has a severity and a value of known noise.",
+    ):
+        assert said in page
+    some = write_labels_and_severity(tmp_path / "l.parquet", rows, noise, np.arange(60) < 40)
+    assert do_evaluate(*some, f"output={tmp_path}/b/evaluation")[0] == 0
+    assert "40 images, one panel per degradation" in page_of(tmp_path / "b")
