@@ -46,7 +46,8 @@ def pixels(images):
 def model_folder(model, tmp_path_factory):
     place = Location(str(tmp_path_factory.mktemp("model")))
     run = OutputRun(place, "train", TrainConfig(labels="l", output=place.uri))
-    run.complete([PartRecord("model", 8, 8, save_model(place, model), 1)])
+    digest = save_model(place, model)
+    run.complete([PartRecord("model", 8, 8, digest, 1, suffix=".safetensors")])
     return place.uri
 
 
