@@ -19,7 +19,10 @@ from sdd_ray.synthetic import samples
 from sdd_ray.synthetic.samples import SyntheticSet
 from sdd_ray.synthetic.truth import synthetic_set
 
-_MAX_FILE_BYTES = 1 << 28
+UNREADABLE_FOLDER = "unreadable_folder"
+"""Reason of folders that cannot be listed, which may pass."""
+
+_MAX_FILE_BYTES = 64 << 20
 """Larger files are no face crops, and are not read."""
 
 
@@ -87,7 +90,7 @@ class FolderSource:
             ImageRejectedError: What is there is no usable image, or is too large to be read.
             InputError: The file cannot be read, or the id leads out of the root.
         """
-        if not set(image_id.split("/")).isdisjoint({"", ".", ".."}):
+        if "\0" in image_id or not set(image_id.split("/")).isdisjoint({"", ".", ".."}):
             raise InputError(f"image_id {image_id!r} is no path below {self.root.uri}")
         place = self.root / image_id
         with place.open() as stream:
@@ -113,19 +116,23 @@ class FolderSource:
         except InputError as error:
             if not prefix:
                 raise
-            listing.rejects.append(Reject(prefix, "unreadable_folder", str(error)))
+            listing.rejects.append(Reject(prefix, UNREADABLE_FOLDER, str(error)))
             return
         if key in above:
             detail = "a link that leads back to a folder above it"
             listing.rejects.append(Reject(prefix, "folder_loop", detail))
             return
         # A folder sorts by its name with the slash, as its files do among whole paths.
-        for name, is_folder in sorted(entries, key=lambda e: e[0] + "/" * e[1]):
+        for name, is_folder, is_special in sorted(entries, key=lambda e: e[0] + "/" * e[1]):
             if not _is_text(name):
                 shown = prefix + ascii(name)[1:-1]
                 listing.rejects.append(Reject(shown, "unreadable_name", "the name is not UTF-8"))
             elif is_folder:
                 yield from self._walk(folder / name, f"{prefix}{name}/", listing, above | {key})
+            elif is_special:
+                # It would keep its reader waiting for ever.
+                detail = "a pipe, socket or device"
+                listing.rejects.append(Reject(prefix + name, "not_a_file", detail))
             else:
                 yield prefix + name
 

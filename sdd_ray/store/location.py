@@ -11,11 +11,26 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 from pyarrow import fs
 
 from sdd_ray.errors import InputError, OutputError
+
+
+class Entry(NamedTuple):
+    """What a folder holds under one name: a file, unless it is one of the others.
+
+    Attributes:
+        name: Name within the folder.
+        is_folder: Whether it is a folder, or a link to one.
+        is_special: Whether it is a pipe, socket or device, or a link to one.
+    """
+
+    name: str
+    is_folder: bool = False
+    is_special: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,10 +140,10 @@ class Location:
         Raises:
             InputError: The folder cannot be listed.
         """
-        return [name for name, _ in self.entries()]
+        return [entry.name for entry in self.entries()]
 
-    def entries(self) -> Iterator[tuple[str, bool]]:
-        """Yield (name, is a folder) of everything directly in this folder, sorted by name.
+    def entries(self) -> Iterator[Entry]:
+        """Yield everything directly in this folder, sorted by name.
 
         Raises:
             InputError: The folder is missing or cannot be listed.
@@ -137,13 +152,14 @@ class Location:
         try:
             if self.is_local:
                 with os.scandir(path) as found:
-                    pairs = [(entry.name, _is_folder(entry)) for entry in found]
+                    entries = [_entry(item) for item in found]
             else:
                 listed = system.get_file_info(fs.FileSelector(path))
-                pairs = [(info.base_name, info.type == fs.FileType.Directory) for info in listed]
+                folder = fs.FileType.Directory
+                entries = [Entry(info.base_name, info.type == folder) for info in listed]
         except OSError as error:
             raise InputError(f"cannot list the folder {self.uri}: {error}") from error
-        yield from sorted(pairs)
+        yield from sorted(entries)
 
     def key(self) -> Hashable:
         """Return what two locations of one folder have in common, however they were reached.
@@ -213,12 +229,16 @@ def _s3() -> fs.FileSystem:
     return fs.S3FileSystem(endpoint_override=endpoint, retry_strategy=retries)
 
 
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
+def _entry(found: "os.DirEntry[str]") -> Entry:
     try:
-        return entry.is_dir()
+        if found.is_dir():
+            return Entry(found.name, is_folder=True)
+        # A link that leads nowhere is a file that cannot be read, until what it names is there.
+        is_special = not found.is_file() and Path(found.path).exists()
+        return Entry(found.name, is_special=is_special)
     except OSError:
         # A link to itself is one entry that cannot be read, not a folder that cannot be listed.
-        return False
+        return Entry(found.name)
 
 
 def _write_local(path: Path, content: bytes) -> None:

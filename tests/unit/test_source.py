@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -221,7 +222,9 @@ def test_synthetic_source():
     assert source.read(image_id).shape == (112, 112, 3)
 
 
-@pytest.mark.parametrize("image_id", ["../secret.png", "/etc/passwd", "a/../../x.png", "a//b.png"])
+@pytest.mark.parametrize(
+    "image_id", ["../secret.png", "/etc/passwd", "a/../../x.png", "a//b.png", "a\0.png"]
+)
 def test_ids_of_strangers_lead_nowhere_else(tmp_path, image_id):
     root = tmp_path / "root"
     root.mkdir()
@@ -237,9 +240,22 @@ def test_pipe_does_not_keep_its_reader_waiting(tmp_path):
         folder_source(tmp_path).read("a/x.jpg")
 
 
+def test_what_is_no_file_is_set_aside(tmp_path):
+    make(tmp_path, "a/1.jpg")
+    os.mkfifo(tmp_path / "a" / "pipe.jpg")
+    (tmp_path / "a" / "device.jpg").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "a" / "socket.jpg"))  # its length is limited
+        images, listing = listed(folder_source(tmp_path))
+    assert images == [("a/1.jpg", "a")]
+    assert {(reject.image_id, reject.reason) for reject in listing.rejects} == {
+        (f"a/{name}.jpg", "not_a_file") for name in ("pipe", "device", "socket")
+    }
+
+
 def test_file_too_large_for_a_face_is_not_read(tmp_path):
     (tmp_path / "a").mkdir()
     with (tmp_path / "a" / "x.jpg").open("wb") as stream:
-        stream.truncate(1 << 29)  # a sparse file: nothing of it lies on the disk
+        stream.truncate((64 << 20) + 1)  # a sparse file: nothing of it lies on the disk
     with pytest.raises(ImageRejectedError, match="too_large"):
         folder_source(tmp_path).read("a/x.jpg")
