@@ -26,10 +26,19 @@ from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.session import pool_size
 from sdd_ray.errors import InputError, TooManyRejectsError
 from sdd_ray.formats.images import ImageRejectedError
-from sdd_ray.formats.source import Listing, Source
+from sdd_ray.formats.source import UNREADABLE_FOLDER, Listing, Source
 from sdd_ray.settings import PoolResources
 from sdd_ray.store.location import Location
-from sdd_ray.store.run import OutputRun, PartRecord, Reject, part_name, record_from_json, write_part
+from sdd_ray.store.run import (
+    INDEX,
+    LISTING,
+    OutputRun,
+    PartRecord,
+    Reject,
+    part_name,
+    record_from_json,
+    write_part,
+)
 
 UNREADABLE = "unreadable"
 """Reason of images that cannot be reached; unlike the others it may pass."""
@@ -83,6 +92,7 @@ def run_image_job(job: ImageJob, run: OutputRun) -> tuple[list[PartRecord], List
         InputError: The source cannot be listed, or holds no image.
         TooManyRejectsError: More images than allowed had to be set aside.
         ResourceError: The cluster has no room for the workers.
+        OutputError: The workers do not write where this process reads.
     """
     resources = job.resources
     size = pool_size(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
@@ -108,6 +118,7 @@ def run_image_job(job: ImageJob, run: OutputRun) -> tuple[list[PartRecord], List
     _check_share(job, rejected, total + len(listing.rejects), records, listing)
     _check_reached(list(records.values()))
     progress.close()
+    run.check_parts(list(records.values()))
     return [records[name] for name in names], listing
 
 
@@ -193,17 +204,19 @@ class _ShardWorker:
 
 
 def _index_file(run: OutputRun) -> Location:
-    return run.work / "index.parquet"
+    return run.work / INDEX
 
 
 def _index(job: ImageJob, run: OutputRun) -> tuple[int, Listing]:
-    """List the source into row groups of one shard each, or find the listing of an earlier run."""
-    note = run.work / "listing.json"
+    """List the source into row groups of one shard each, or find the listing of an earlier run.
+
+    An earlier listing that lacks folders is made again; parts whose images changed are forgotten.
+    """
+    note = run.work / LISTING
     if note.exists():
         tree = json.loads(note.read_bytes())
         rejects = [Reject(**item) for item in tree["rejects"]]
-        lacks_folders = any(reject.reason == "unreadable_folder" for reject in rejects)
-        if run.finished() or not lacks_folders:
+        if not any(reject.reason == UNREADABLE_FOLDER for reject in rejects):
             return int(tree["images"]), Listing(rejects, int(tree["ignored_files"]))
     listing = Listing()
     sink = pa.BufferOutputStream()
@@ -214,10 +227,29 @@ def _index(job: ImageJob, run: OutputRun) -> tuple[int, Listing]:
             table = pa.table(list(map(list, zip(*rows, strict=True))), schema=columns.INDEX)
             writer.write_table(table, row_group_size=len(rows))
     if total:
-        _index_file(run).write_bytes(sink.getvalue().to_pybytes())
+        content = sink.getvalue()
+        _forget_changed(run, content)
+        _index_file(run).write_bytes(content.to_pybytes())
         tree = {"images": total, **asdict(listing)}
         note.write_bytes(json.dumps(tree).encode())
     return total, listing
+
+
+def _forget_changed(run: OutputRun, content: pa.Buffer) -> None:
+    """Forget the finished parts whose images are others in the new index."""
+    finished = run.finished()
+    if not finished:
+        return
+    new = pq.ParquetFile(pa.BufferReader(content))
+    with _index_file(run).open() as stream:
+        old = pq.ParquetFile(stream)
+        for number in range(old.num_row_groups):
+            name = part_name(number)
+            if name in finished and not (
+                number < new.num_row_groups
+                and old.read_row_group(number).equals(new.read_row_group(number))
+            ):
+                run.forget(name)
 
 
 def _has_unreadable(record: PartRecord) -> bool:

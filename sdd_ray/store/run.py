@@ -35,6 +35,8 @@ from sdd_ray.store.location import Location
 MANIFEST = "manifest.json"
 INCOMPLETE = "_incomplete.json"
 WORK = "_work"
+INDEX = "index.parquet"
+LISTING = "listing.json"
 REJECTS = "rejects.parquet"
 _VERSIONED = ("ray", "torch", "numpy", "pyarrow", "scipy", "onnxruntime")
 
@@ -179,10 +181,29 @@ class OutputRun:
         """Return the records of all finished parts by name."""
         return read_records(self.output)
 
+    def forget(self, name: str) -> None:
+        """Remove a finished Parquet part, so that it is made again."""
+        (self.work / "parts" / f"{name}.json").remove()
+        (self.output / f"{name}.parquet").remove()
+
     @property
     def work(self) -> Location:
         """Folder for files that a resumed run needs and a complete output does not."""
         return self.output / WORK
+
+    def check_parts(self, records: Sequence[PartRecord]) -> None:
+        """Check that every finished part is where this process sees it.
+
+        Raises:
+            OutputError: A part is not there, as when a worker wrote to the disk of its own node.
+        """
+        missing = sorted({record.file for record in records} - set(self.output.names()))
+        if missing:
+            raise OutputError(
+                f"{self.output.uri}: {len(missing)} of {len(records)} finished parts are not there,"
+                f" first {missing[0]}; workers on other nodes must reach the output: give a shared"
+                " folder or s3://"
+            )
 
     def complete(
         self,
@@ -200,7 +221,7 @@ class OutputRun:
         Raises:
             OutputError: A part is not there, or the folder cannot be written.
         """
-        self._check_parts(records)
+        self.check_parts(records)
         totals = RunTotals()
         for record in records:
             totals.add(record)
@@ -250,9 +271,10 @@ class OutputRun:
             if digest_of(mark["identity"]) == digest_of(self._identity):
                 self._seconds_before = float(mark["seconds"])
                 return False
-            if self.output.names() != [INCOMPLETE]:
+            if not self._holds_no_work():
                 raise OutputError(self._other("was begun", mark["identity"]))
-            # Nothing was done yet: a command whose mistake was corrected takes the folder over.
+            # A command whose mistake was corrected takes over; what was listed may be the mistake.
+            self._clean()
             self._mark(0.0)
             return False
         if self.output.exists() and (not self.output.is_folder() or self.output.names()):
@@ -263,15 +285,10 @@ class OutputRun:
         self._mark(0.0)
         return False
 
-    def _check_parts(self, records: Sequence[PartRecord]) -> None:
-        there = set(self.output.names())
-        missing = sorted(record.file for record in records if record.file not in there)
-        if missing:
-            raise OutputError(
-                f"{self.output.uri}: {len(missing)} of {len(records)} finished parts are not there,"
-                f" first {missing[0]}; workers on other nodes must reach the output: give a shared"
-                " folder or s3://"
-            )
+    def _holds_no_work(self) -> bool:
+        """Return whether nothing was done but to list the source."""
+        names = self.output.names() + (self.work.names() if self.work.exists() else [])
+        return set(names) <= {INCOMPLETE, WORK, INDEX, LISTING}
 
     def _state(self, name: str, *keys: str) -> dict[str, Any]:
         place = self.output / name
@@ -303,9 +320,9 @@ class OutputRun:
         )
 
     def _clean(self) -> None:
-        (self.output / INCOMPLETE).remove()
         if self.work.exists():
             self.work.remove_tree()
+        (self.output / INCOMPLETE).remove()  # last: what lies here without it counts as foreign
 
 
 def versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ from sdd_ray.store.run import (
     OutputRun,
     PartRecord,
     Reject,
+    part_name,
     peak_memory_mib,
     read_records,
     record_from_json,
@@ -323,3 +324,36 @@ def test_parts_that_are_not_there_make_no_complete_output(local):
     with pytest.raises(OutputError, match=r"1 of 2 finished parts .* first b\.parquet; .* shared"):
         run.complete([here, PartRecord("b", 1, 1, "d", 1)])
     assert not (local / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("inputs", [{"embeddings": "xyz"}, {"embeddings": "abc"}])
+def test_corrected_command_does_not_take_what_the_mistaken_one_listed(output, inputs):
+    mistaken = begin(output)
+    for name in ("index.parquet", "listing.json"):
+        (mistaken.work / name).write_bytes(b"x")
+    corrected = begin(output, inputs=inputs, method="sampled")
+    assert not corrected.is_complete
+    assert not (corrected.work / "listing.json").exists()
+
+
+def test_work_of_another_configuration_is_kept(tmp_path, local):
+    (begin(local).work / "checkpoints" / "epoch-1").write_bytes(b"x")
+    before = snapshot(tmp_path)
+    with pytest.raises(OutputError, match="was begun with another configuration"):
+        begin(local, method="sampled")
+    assert snapshot(tmp_path) == before
+
+
+def test_forgotten_part_is_not_finished(output):
+    run = begin(output)
+    kept = write_part(output, "a", rows("x"))
+    write_part(output, "b", rows("y"))
+    run.forget("b")
+    assert run.finished() == {"a": kept}
+    assert not (output / "b.parquet").exists()
+
+
+def test_numbered_parts_are_in_order_of_name():
+    assert part_name(7) == "part-000007"
+    names = [part_name(number) for number in (9, 10, 99_999, 100_000)]
+    assert names == sorted(names)
