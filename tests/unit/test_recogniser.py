@@ -10,6 +10,7 @@ from sdd_ray.core.models import Architecture, build_backbone
 from sdd_ray.core.preprocess import PRESETS, Preprocessing
 from sdd_ray.errors import ConfigError, InputError, ResourceError, WeightsError
 from sdd_ray.settings import PreprocessingConfig, RecogniserConfig
+from sdd_ray.store.onnx_session import OnnxSession
 from sdd_ray.store.recogniser import (
     DEMO_WEIGHTS,
     RecogniserSpec,
@@ -231,6 +232,14 @@ def test_other_onnx_files_are_refused(tmp_path, content, message):
     (tmp_path / "w.onnx").write_bytes(content)
     with pytest.raises(WeightsError, match=message):
         load_recogniser(RecogniserSpec("onnx", str(tmp_path / "w.onnx")))
+
+
+def test_error_while_an_onnx_file_runs_names_the_file(tmp_path):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "w.onnx").write_bytes(_onnx(1))
+    session = OnnxSession(tmp_path / "w.onnx", threads=1, device="cpu")
+    with pytest.raises(WeightsError, match=r"w\.onnx: onnxruntime cannot run it"):
+        session.run(np.zeros((1, 3, 50, 50), np.float32))
 
 
 def test_configuration_becomes_a_specification():

@@ -9,7 +9,9 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from sdd_ray.errors import ConfigError, InputError, OutputError
+from sdd_ray.settings import DrawConfig
 from sdd_ray.synthetic import people
+from sdd_ray.synthetic.__main__ import run
 from sdd_ray.synthetic.canvas import Pose, curve, hue, ramp, surface_depth
 from sdd_ray.synthetic.degradations import DEGRADATIONS, degrade
 from sdd_ray.synthetic.faces import draw_face
@@ -258,6 +260,14 @@ def test_written_folder_equals_the_set(tmp_path):
         assert (row["identity"], row["kind"]) == (sample.identity, sample.kind)
         assert float(row["severity"]) == sample.severity
     assert [path.name for path in tmp_path.iterdir()] == ["faces"]
+
+
+@pytest.mark.parametrize("output", ["s3://bucket/faces", "file:///faces"])
+def test_faces_are_not_drawn_into_a_folder_named_like_a_store(tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match=f"output={output}: .* local folder only"):
+        run(DrawConfig(output=output))
+    assert not any(tmp_path.iterdir())
 
 
 def test_existing_folder_is_left_alone(tmp_path):
