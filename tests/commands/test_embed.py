@@ -15,10 +15,11 @@ from PIL import Image
 
 from sdd_ray import embed
 from sdd_ray.config import main
+from sdd_ray.errors import InputError, OutputError
 from sdd_ray.settings import EmbedConfig
 from sdd_ray.store.dataset import open_dataset, read_json, read_parquet
 from sdd_ray.store.location import Location
-from sdd_ray.store.run import INCOMPLETE, MANIFEST
+from sdd_ray.store.run import INCOMPLETE, MANIFEST, OutputRun
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -120,6 +121,69 @@ def test_folder_without_people_says_so(do_embed, tmp_path):
     status, _, err = do_embed(tmp_path / "embeddings", *folder(root))
     assert status == 1
     assert "no images that can be used (0 other files); set aside: no_identity 1" in err
+
+
+def test_folder_that_was_empty_is_listed_again(do_embed, tmp_path):
+    root = tmp_path / "faces"
+    root.mkdir()
+    assert do_embed(tmp_path / "embeddings", *folder(root))[0] == 1
+    write_faces(root, identities=1, images=2)
+    status, out, _ = do_embed(tmp_path / "embeddings", *folder(root))
+    assert status == 0
+    assert "embed: 2 of 2 images" in out
+
+
+def test_corrected_source_takes_the_folder_over(do_embed, tmp_path):
+    root = tmp_path / "faces"
+    write_faces(root, identities=1, images=2)
+    assert do_embed(tmp_path / "embeddings", *folder(tmp_path / "facse"))[0] == 1
+    assert do_embed(tmp_path / "embeddings", *folder(root))[0] == 0
+
+
+def test_image_that_could_not_be_reached_is_tried_again(do_embed, tmp_path):
+    root = tmp_path / "faces"
+    write_faces(root, identities=1, images=2)
+    (root / "000" / "late.png").symlink_to(tmp_path / "late.png")
+    words = (*folder(root), "max_reject_share=0")
+    status, _, err = do_embed(tmp_path / "embeddings", *words)
+    assert status == 1
+    assert "1 of 3 images had to be set aside (unreadable 1)" in err
+    face(0, 2).save(tmp_path / "late.png")
+    status, out, _ = do_embed(tmp_path / "embeddings", *words)
+    assert status == 0
+    assert "embed: 3 of 3 images" in out
+
+
+def test_folder_that_could_not_be_listed_is_listed_again(do_embed, monkeypatch, tmp_path):
+    root = tmp_path / "faces"
+    write_faces(root, identities=3, images=2)
+    output = tmp_path / "embeddings"
+    words = (*folder(root), "max_reject_share=1", "images_per_shard=2")
+    entries = Location.entries
+
+    def guarded(place):
+        if place.uri == str(root / "001"):
+            raise InputError("Permission denied")
+        return entries(place)
+
+    def killed(*_):
+        raise OutputError("killed when all parts were finished")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "entries", guarded)
+        patch.setattr(OutputRun, "complete", killed)
+        status, _, err = do_embed(output, *words)
+    assert (status, err.count("killed")) == (1, 1)
+    first = output / "part-000000.parquet"
+    before = first.stat().st_mtime_ns
+    status, out, _ = do_embed(output, *words)
+    assert status == 0
+    assert "embed: 6 of 6 images" in out
+    assert first.stat().st_mtime_ns == before
+    unbroken = tmp_path / "unbroken"
+    assert do_embed(unbroken, *words)[0] == 0
+    digests = [open_dataset(str(place), ["embed"]).digest for place in (output, unbroken)]
+    assert digests[0] == digests[1]
 
 
 def test_missing_source(do_embed, tmp_path):

@@ -1,6 +1,7 @@
 """The score command: one row for every image, also for those that cannot be read."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from sdd_ray.core.calibration import QuantileMap
 from sdd_ray.core.fitting import predict
 from sdd_ray.core.models import Architecture, QualityArchitecture, build_quality
 from sdd_ray.core.preprocess import Preprocessing
+from sdd_ray.engine import inference
+from sdd_ray.engine.scoring import ScoreStage
+from sdd_ray.errors import ResourceError
 from sdd_ray.settings import ScoreConfig, TrainConfig
 from sdd_ray.store.dataset import open_dataset
 from sdd_ray.store.location import Location
 from sdd_ray.store.model_folder import QualityModel, save_model
-from sdd_ray.store.run import MANIFEST, OutputRun, PartRecord
+from sdd_ray.store.run import INCOMPLETE, MANIFEST, OutputRun, PartRecord
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -132,3 +136,54 @@ def test_share_of_failures_can_be_limited(do_score, tmp_path):
     assert status == 1
     assert "1 of 4 images had to be set aside (empty 1)" in err
     assert not (tmp_path / "qualities" / MANIFEST).exists()
+
+
+def test_run_that_reaches_no_image_stops_and_goes_on_when_they_are_there(do_score, tmp_path):
+    root = tmp_path / "faces"
+    root.mkdir()
+    for name in ("a.png", "b.png"):
+        (root / name).symlink_to(tmp_path / "elsewhere" / name)
+    status, _, err = do_score(root, "images_per_shard=1")
+    assert status == 1
+    assert f"none of 2 images can be reached; the first is a.png: cannot read {root}/a.png" in err
+    assert not (tmp_path / "qualities" / MANIFEST).exists()
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("a.png", "b.png"):
+        face(0, 0).save(tmp_path / "elsewhere" / name)
+    status, out, _ = do_score(root, "images_per_shard=1")
+    assert status == 0
+    assert "score: 2 of 2 images" in out
+    assert "rejected" not in out
+
+
+def test_damaged_model_ends_the_run_before_any_work(do_score, images, model_folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(model_folder, copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    status, _, err = do_score(images, f"model={copy}")
+    assert status == 1
+    assert "model.safetensors" in err
+    assert Location(f"{tmp_path}/qualities").names() == [INCOMPLETE]
+
+
+def test_part_on_the_disk_of_another_node_is_named(do_score, images, monkeypatch, tmp_path):
+    process = inference._process
+
+    def lost(job, run, *others):
+        for record in process(job, run, *others):
+            (run.output / record.file).remove()
+            yield record
+
+    monkeypatch.setattr(inference, "_process", lost)
+    status, _, err = do_score(images)
+    assert status == 1
+    assert "1 of 1 finished parts are not there, first part-000000.parquet" in err
+    assert "give a shared folder or s3://" in err
+    assert not (tmp_path / "qualities" / MANIFEST).exists()
+
+
+def test_missing_gpu_is_no_cpu(model_folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ResourceError, match="expected the device cuda, but torch finds no CUDA"):
+        ScoreStage(Location(model_folder), "cuda").load(1)

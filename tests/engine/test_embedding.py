@@ -12,7 +12,7 @@ from sdd_ray.config import load_tree
 from sdd_ray.core.similarity import normalise
 from sdd_ray.engine import embedding
 from sdd_ray.engine.inference import Shard
-from sdd_ray.errors import ResourceError
+from sdd_ray.errors import ResourceError, WeightsError
 from sdd_ray.formats.source import Listing, open_source
 from sdd_ray.settings import EmbedConfig
 from sdd_ray.store.dataset import open_dataset
@@ -104,6 +104,18 @@ def test_killed_worker_changes_nothing(by_one_worker, monkeypatch, tmp_path):
     found = do_embed(tmp_path / "embeddings")
     assert marker.exists()
     assert found.digest == by_one_worker.digest
+
+
+def test_network_that_does_not_load_on_a_worker_ends_the_run_with_its_own_error(
+    monkeypatch, tmp_path
+):
+    class Unloadable(embedding.EmbedStage):  # Within a function, so that it travels by value.
+        def load(self, threads):
+            raise WeightsError("the weights are damaged on this node")
+
+    monkeypatch.setattr(embedding, "EmbedStage", Unloadable)
+    with pytest.raises(WeightsError, match="the weights are damaged on this node"):
+        do_embed(tmp_path / "embeddings")
 
 
 def test_unusable_outputs_of_the_network_are_set_aside():
