@@ -27,7 +27,7 @@ def test_quality_is_the_percentile_rank():
 def test_map_is_monotone_and_bounded(fitted, raw):
     raw = np.sort(raw)
     quality = QuantileMap.fit(fitted).apply(raw)
-    assert (np.diff(quality) >= 0).all()
+    assert (np.diff(quality) >= -1e-12).all()  # interpolation rounds its last digit
     assert quality.min() >= 0
     assert quality.max() <= 100
 
