@@ -12,6 +12,7 @@ NORM = "norm"
 CONTENT = "content"
 PSEUDO_LABEL = "pseudo_label"
 DISTANCE = "distance"
+LEAVE_ONE_OUT = "leave_one_out"
 QUALITY = "quality"
 RAW_QUALITY = "raw"
 REASON = "reason"
@@ -32,12 +33,16 @@ QUALITIES = pa.schema(
 )
 """Quality 0-100, larger is better; -1 with a reason where an image could not be assessed."""
 
+_QUANTILES = ("q05", "q25", "q50", "q75", "q95")
+
 LABELS = pa.schema(
     [
         (IMAGE_ID, pa.string()),
         (IDENTITY, pa.string()),
         (DISTANCE, pa.float32()),
         ("error_bound", pa.float32()),
+        ("settled_by", pa.string()),
+        (LEAVE_ONE_OUT, pa.float64()),
         (PSEUDO_LABEL, pa.float32()),
         ("method", pa.string()),
         ("num_mated", pa.int64()),
@@ -47,11 +52,39 @@ LABELS = pa.schema(
         ("nonmated_mean", pa.float32()),
         ("nonmated_std", pa.float32()),
         ("signed_gap", pa.float32()),
+        *((f"mated_{name}", pa.float32()) for name in _QUANTILES),
+        *((f"nonmated_{name}", pa.float32()) for name in _QUANTILES),
         (REASON, pa.string()),
     ]
 )
 """Distance: Wasserstein-1 between the image's mated and nonmated similarities, in [0, 2]; null with
 a reason where an image has none of either kind. Error bound: of the distance, 0 = exact."""
+
+IDENTITIES = pa.schema(
+    [
+        (IDENTITY, pa.string()),
+        ("num_images", pa.int64()),
+        ("num_labelled", pa.int64()),
+        ("label_mean", pa.float32()),
+        ("label_std", pa.float32()),
+        ("label_min", pa.float32()),
+        ("label_max", pa.float32()),
+        ("mated_histogram", pa.list_(pa.int64())),
+        ("nonmated_histogram", pa.list_(pa.int64())),
+    ]
+)
+"""One row an identity: its labels, and counts of its similarities in equal bins of [-1, 1]."""
+
+ERROR_RATES = pa.schema(
+    [
+        ("threshold", pa.float64()),
+        ("mated", pa.int64()),
+        ("nonmated", pa.int64()),
+        ("fmr", pa.float64()),
+        ("fnmr", pa.float64()),
+    ]
+)
+"""One row a bin of similarity of the whole set: comparisons in it, error rates at its lower end."""
 
 SPLITS = pa.schema([(IDENTITY, pa.string()), ("part", pa.string())])
 """Which identities a model was trained on: part is train, validation or holdout."""

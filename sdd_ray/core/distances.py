@@ -1,106 +1,88 @@
 """The distribution distance of every image of a shard: two means, and what they leave out.
 
-A shard holds whole identities, its rows sorted by (identity, image_id). Together with the sums of
-all embeddings (`moments`) and a reference (`correction`) it determines its labels: shards can be
-computed anywhere, in any order, and again. Rows are worked on in tiles whose bounds depend on the
-shard alone, so equal shards give equal bits.
+With F_P and F_N the distribution functions of an image's mated and nonmated similarities,
 
-Shapes: N rows of a shard, G identities in it, d numbers an embedding, R rows of a tile.
+    W1 = integral of |F_P - F_N| = mean(P) - mean(N) + 2 C,   C = integral of (F_P - F_N)^+.
+
+The means need no pair, and C is 0 where the mated similarities lie above the nonmated ones at every
+rank, which holds for most images of a usable recogniser; it is what tells the poor images apart.
+Each row goes only as far as it must until its error is within a tolerance:
+
+1. `certificate`: what C cannot exceed by mean and variance alone. A certainty.
+2. `tails`: C estimated from a random sample of the run, and then from larger ones. At a stated
+   number of standard errors.
+3. C from all images of the run: exact.
+
+A shard holds whole identities, its rows sorted by (identity, image_id). Together with the sums of
+all embeddings (`moments`) and the references it determines its labels: shards can be computed
+anywhere, in any order, and again.
+
+Shapes: N rows of a shard, d numbers an embedding, B rows of a tile.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdd_ray.core.correction import Reference, RowTile, certificate, correction
-from sdd_ray.core.moments import EmbeddingSums, identity_totals
-from sdd_ray.core.similarity import products
-from sdd_ray.core.wasserstein import Comparisons, row_sums
+from sdd_ray.core.certificate import largest_correction
+from sdd_ray.core.hits import Hits, collect
+from sdd_ray.core.mated import MatedTile, Shard
+from sdd_ray.core.moments import EmbeddingSums
+from sdd_ray.core.reference import Block, hits_among_all, similarities
+from sdd_ray.core.screening import Screen
+from sdd_ray.core.shard_statistics import ShardScan, ShardStatistics
+from sdd_ray.core.tails import (
+    Sample,
+    Tail,
+    exact_correction,
+    first_columns,
+    narrowed,
+    sampled_correction,
+)
 
-ROW_TILE = 256
-"""Rows of a tile, at most."""
+SETTLED = ("certificate", "reference", "all_images")
+"""What settled the distance of an image, by code."""
 
-MAX_TILE_PRODUCTS = 1 << 21
-"""Products of a tile's rows with their identities, at most (8 MiB); large identities get fewer
-rows a tile, but never less than one."""
+MAX_EXACT_HITS = 1 << 25
+"""Rows times images of the run that are compared with everybody at once: at most 128 MiB of hits,
+or one tile's."""
 
-DISTANCE_REASONS = ("", "no_mated_comparison", "no_nonmated_comparison")
-"""Why an image has no distance, by code; code 0 is an image that has one."""
+MAX_SAMPLED = 1 << 21
+"""Similarities of rows to a sample that are held at once (8 MiB), but at least one row's."""
+
+MAX_WAITING = 1 << 23
+"""Mated similarities of open rows that are held (32 MiB) before they are followed."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How far a distance is followed.
+
+    Attributes:
+        tolerance: Error of a distance that is small enough, in units of similarity; 0: none is.
+        deviations: Standard errors in the bound of a sampled correction.
+    """
+
+    tolerance: float = 1e-3
+    deviations: float = 4.0
 
 
 @dataclass(frozen=True, eq=False)
-class Shard:
-    """Whole identities, side by side.
+class References:
+    """Whom rows are compared with if the certificate leaves them open.
 
     Attributes:
-        unit: (N, d) unit-length rows, finite, sorted by (identity, image_id).
-        starts: (G + 1,) from 0 to N, strictly increasing: identity g has the rows starts[g] to
-            starts[g + 1].
-        identities: (G,) integer code of each identity, different for different identities, and
-            the same in every shard and reference of a run.
-
-    Raises:
-        ValueError: The arrays do not fit together.
+        samples: Random samples of the run, each larger than the one before, sorted by identity;
+            fetched when they are needed.
+        everybody: All images of the run, in canonical order; called once for every pass over them.
+        screen: The first sample for screening, where that is faster; changes no result.
     """
 
-    unit: NDArray[np.float32]
-    starts: NDArray[np.int64]
-    identities: NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        if self.unit.ndim != 2 or self.unit.dtype != np.float32 or len(self.unit) == 0:
-            raise ValueError(
-                f"expected (N, d) float32 embeddings with N >= 1, got {self.unit.dtype} "
-                f"of shape {self.unit.shape}"
-            )
-        starts = self.starts
-        ends_fit = len(starts) >= 2 and starts[0] == 0 and starts[-1] == len(self.unit)
-        if not ends_fit or (np.diff(starts) < 1).any():
-            raise ValueError(
-                f"expected starts to rise strictly from 0 to {len(self.unit)}, got {starts}"
-            )
-        if self.identities.shape != (len(starts) - 1,):
-            raise ValueError(
-                f"expected {len(starts) - 1} identities, got shape {self.identities.shape}"
-            )
-
-    @cached_property
-    def group(self) -> NDArray[np.int64]:
-        """(N,) the index in [0, G) of each row's identity."""
-        return np.repeat(np.arange(len(self.identities)), np.diff(self.starts))
-
-
-@dataclass(frozen=True, eq=False)
-class ShardStatistics:
-    """Numbers and moments of each row's similarities; NaN where there is no comparison.
-
-    Attributes:
-        num_mated: (N,) comparisons with other images of the same identity.
-        mated_mean: (N,) their mean similarity.
-        mated_std: (N,) their population standard deviation.
-        num_nonmated: (N,) comparisons with all images of other identities.
-        nonmated_mean: (N,) their mean similarity.
-        nonmated_std: (N,) their population standard deviation, exact but for float32 rounding:
-            a spread below about 1e-3 is not resolved.
-        signed_gap: (N,) mated_mean - nonmated_mean.
-    """
-
-    num_mated: NDArray[np.int64]
-    mated_mean: NDArray[np.float64]
-    mated_std: NDArray[np.float64]
-    num_nonmated: NDArray[np.int64]
-    nonmated_mean: NDArray[np.float64]
-    nonmated_std: NDArray[np.float64]
-    signed_gap: NDArray[np.float64]
-
-    @classmethod
-    def joined(cls, parts: Sequence["ShardStatistics"]) -> "ShardStatistics":
-        """Return the rows of all parts, one part after the other."""
-        names = [field.name for field in fields(cls)]
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    samples: Sequence[Callable[[], Block]]
+    everybody: Callable[[], Iterable[Block]]
+    screen: Screen | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,195 +92,254 @@ class ShardDistances:
     Attributes:
         statistics: Numbers and moments of each row's similarities.
         distance: (N,) distribution distance in [0, 2]; NaN where `reason` is not 0.
-        error_bound: (N,) bound on the distance's error by sampling; 0 for an exhaustive
-            reference, NaN where `reason` is not 0.
+        error_bound: (N,) bound on the distance's error; 0 where it is exact, NaN where `reason` is
+            not 0.
+        settled: (N,) codes into SETTLED.
         reason: (N,) codes into DISTANCE_REASONS.
     """
 
     statistics: ShardStatistics
     distance: NDArray[np.float64]
     error_bound: NDArray[np.float64]
+    settled: NDArray[np.int8]
     reason: NDArray[np.int8]
 
 
-def mated_tiles(shard: Shard) -> Iterator[tuple[slice, RowTile]]:
-    """Yield the shard's rows in tiles, each with its rows' sorted mated similarities.
+class ShardLabeller:
+    """Settles the distances of a shard.
 
-    A tile's rows are multiplied with the rows of the identities that it touches, so that many
-    small identities take one product and a large one is never held as a whole Gram matrix.
+    Args:
+        scan: The shard, not gone through yet.
+        references: Whom open rows are compared with.
+        precision: How far a distance is followed.
     """
-    start = 0
-    while start < len(shard.unit):
-        stop = _tile_stop(shard, start)
-        group = shard.group[start:stop]
-        first, last = shard.starts[group[0]], shard.starts[group[-1] + 1]
-        similarity = products(shard.unit[start:stop], shard.unit[first:last])
-        is_mated = group[:, None] == shard.group[first:last]
-        is_mated[np.arange(stop - start), np.arange(start, stop) - first] = False
-        row = np.nonzero(is_mated)[0]
-        mated = Comparisons(row, similarity[is_mated]).sorted()
-        yield (
-            slice(start, stop),
-            RowTile(
-                unit=shard.unit[start:stop],
-                identities=shard.identities[group],
-                mated=mated,
-                num_mated=np.bincount(row, minlength=stop - start),
-            ),
+
+    def __init__(self, scan: ShardScan, references: References, precision: Precision) -> None:
+        self._scan, self._references, self._precision = scan, references, precision
+
+    def settle(self) -> ShardDistances:
+        """Return the distances of all rows to label, each followed as far as it must."""
+        statistics, first = self._scan.statistics, self._scan.part[0]
+        state = self._state = _State.of(len(statistics.num_mated), self._precision.tolerance)
+        waiting: list[tuple[MatedTile, NDArray[np.bool_]]] = []
+        for tile in self._scan.tiles():
+            may_exceed = self._certify(tile)
+            chosen = np.flatnonzero(state.is_open(tile.rows - first))
+            if len(chosen):
+                waiting.append((tile.subset(chosen), may_exceed[chosen]))
+            widest = max([columns.shape[1] for _, columns in waiting], default=0)
+            if sum(len(part.rows) for part, _ in waiting) * widest >= MAX_WAITING:
+                self._follow(waiting)
+                waiting = []
+        self._follow(waiting)
+        reason = statistics.reason
+        distance = statistics.signed_gap + 2.0 * state.excess
+        return ShardDistances(
+            statistics=statistics,
+            distance=np.where(reason == 0, distance, np.nan),
+            error_bound=np.where(reason == 0, 2.0 * state.doubt, np.nan),
+            settled=state.settled,
+            reason=reason,
         )
-        start = stop
+
+    def _certify(self, tile: MatedTile) -> NDArray[np.bool_]:
+        """Note what mean and variance say of C of a tile's rows; return where it can come from."""
+        found, at = self._scan.statistics, tile.rows - self._scan.part[0]
+        std = np.sqrt(np.square(found.nonmated_std[at]) + self._scan.slack[at])
+        lowest = np.maximum(0.0, -found.signed_gap[at])  # no distance is below |mean - mean|
+        largest, may_exceed = largest_correction(tile, found.nonmated_mean[at], std)
+        known = found.reason[at] == 0
+        self._state.begin(at, np.where(known, lowest, 0.0), np.where(known, largest, 0.0), known)
+        return may_exceed
+
+    def _follow(self, waiting: Sequence[tuple[MatedTile, NDArray[np.bool_]]]) -> None:
+        """Compare rows that are open with samples, and in the end with everybody."""
+        if not waiting:
+            return
+        tile = MatedTile.joined([part for part, _ in waiting])
+        height, width = tile.similarity.shape
+        may_exceed: NDArray[np.bool_] = np.zeros((height, width), np.bool_)
+        row = 0
+        for _, columns in waiting:
+            may_exceed[row : row + len(columns), width - columns.shape[1] :] = columns
+            row += len(columns)
+        at = tile.rows - self._scan.part[0]
+        screen = self._references.screen
+        for fetch in self._references.samples if self._precision.tolerance > 0.0 else ():
+            chosen = np.flatnonzero(self._state.is_open(at))
+            if len(chosen) == 0:
+                return
+            sample = fetch()
+            if screen is not None:
+                chosen = self._screened(tile, may_exceed, chosen, screen)
+                screen = None
+            self._ask(tile, may_exceed, chosen, sample)
+        chosen = np.flatnonzero(self._state.is_open(at))
+        step = max(1, MAX_EXACT_HITS // self._scan.sums.count)
+        for start in range(0, len(chosen), step):
+            some = chosen[start : start + step]
+            self._settle_exactly(tile.subset(some), may_exceed[some])
+
+    def _ask(
+        self,
+        tile: MatedTile,
+        may_exceed: NDArray[np.bool_],
+        chosen: NDArray[np.intp],
+        sample: Block,
+    ) -> None:
+        """Compare some rows with a sample; take what it says where it says more."""
+        deviations = self._precision.deviations
+        for some in _portions(chosen, len(sample.unit)):
+            part = tile.subset(some)
+            similarity = similarities(self._scan.rows_of(part), sample)
+            tail = narrowed(part, may_exceed[some], similarity, deviations)
+            excess, bound = sampled_correction(
+                tail,
+                collect(similarity, tail.floor),
+                Sample(self._scan.moments_of(part), similarity, deviations),
+            )
+            self._state.improve(part.rows - self._scan.part[0], excess, bound)
+
+    def _screened(
+        self,
+        tile: MatedTile,
+        may_exceed: NDArray[np.bool_],
+        chosen: NDArray[np.intp],
+        screen: Screen,
+    ) -> NDArray[np.intp]:
+        """Note what the first sample says of the rows that it shows nothing of; return the rest."""
+        rest = []
+        for some in _portions(chosen, screen.size):
+            part = tile.subset(some)
+            is_done, number = screen.unreached(
+                self._scan.rows_of(part), part, may_exceed[some], self._precision.deviations
+            )
+            done = part.subset(np.flatnonzero(is_done))
+            nothing = np.zeros((len(done.rows), 0), np.float32)
+            last = np.full(len(done.rows), done.similarity.shape[1] - 1)
+            excess, bound = sampled_correction(
+                Tail.of(done, last),
+                Hits(nothing, np.zeros(len(last), np.int64), number[is_done]),
+                Sample(self._scan.moments_of(done), nothing, self._precision.deviations),
+            )
+            self._state.improve(done.rows - self._scan.part[0], excess, bound)
+            rest.append(some[~is_done])
+        return np.concatenate(rest)
+
+    def _settle_exactly(self, tile: MatedTile, may_exceed: NDArray[np.bool_]) -> None:
+        """Compare rows with every image of the run."""
+        tail = Tail.of(tile, first_columns(may_exceed))
+        hits = hits_among_all(self._scan.rows_of(tile), tail.floor, self._references.everybody())
+        at = tile.rows - self._scan.part[0]
+        self._check_all(hits.num_compared, at)
+        self._state.end(at, exact_correction(tail, hits))
+
+    def _check_all(self, num_compared: NDArray[np.int64], at: NDArray[np.int64]) -> None:
+        """Raise ValueError if a row was not compared with every image of other identities."""
+        expected = self._scan.statistics.num_nonmated[at]
+        wrong = np.flatnonzero(num_compared != expected)
+        if len(wrong):
+            raise ValueError(
+                f"expected all images of the run, {expected[wrong[0]]} of them of other "
+                f"identities than a row's, got {num_compared[wrong[0]]}"
+            )
 
 
-def shard_statistics(shard: Shard, sums: EmbeddingSums) -> ShardStatistics:
-    """Return numbers, means and spreads of every row's similarities: all of them, no sample.
+@dataclass(eq=False)
+class _State:
+    """What is known of C of the rows to label: it is excess, give or take doubt."""
+
+    tolerance: float
+    lowest: NDArray[np.float64]
+    highest: NDArray[np.float64]
+    excess: NDArray[np.float64]
+    doubt: NDArray[np.float64]
+    settled: NDArray[np.int8]
+    has_distance: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, size: int, tolerance: float) -> "_State":
+        low, high, excess, doubt = np.zeros((4, size))
+        codes = np.zeros(size, np.int8)
+        return cls(tolerance, low, high, excess, doubt, codes, np.zeros(size, bool))
+
+    def begin(
+        self,
+        at: NDArray[np.int64],
+        lowest: NDArray[np.float64],
+        highest: NDArray[np.float64],
+        has_distance: NDArray[np.bool_],
+    ) -> None:
+        """Note between what C of some rows lies."""
+        highest = np.maximum(highest, lowest)
+        self.lowest[at], self.highest[at], self.excess[at] = lowest, highest, lowest
+        self.doubt[at], self.has_distance[at] = highest - lowest, has_distance
+
+    def is_open(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which rows are not known well enough; with tolerance 0, all not exact."""
+        known = self.settled[at] == 2
+        if self.tolerance > 0.0:
+            known |= 2.0 * self.doubt[at] <= self.tolerance
+        is_open: NDArray[np.bool_] = self.has_distance[at] & ~known
+        return is_open
+
+    def improve(
+        self, at: NDArray[np.int64], excess: NDArray[np.float64], bound: NDArray[np.float64]
+    ) -> None:
+        """Take a sampled C and its bound for the rows where they say more than what is known."""
+        lowest, highest = self.lowest[at], self.highest[at]
+        excess = np.clip(excess, lowest, highest)
+        bound = np.minimum(bound, np.maximum(highest - excess, excess - lowest))
+        better = bound < self.doubt[at]
+        chosen = at[better]
+        self.excess[chosen], self.doubt[chosen] = excess[better], bound[better]
+        self.settled[chosen] = 1
+
+    def end(self, at: NDArray[np.int64], excess: NDArray[np.float64]) -> None:
+        """Take an exact C."""
+        self.excess[at] = np.maximum(excess, self.lowest[at])
+        self.doubt[at], self.settled[at] = 0.0, 2
+
+
+def _portions(chosen: NDArray[np.intp], columns: int) -> list[NDArray[np.intp]]:
+    """Return the rows in even portions of at most MAX_SAMPLED products with so many columns."""
+    most = max(1, MAX_SAMPLED // max(columns, 1))
+    return np.array_split(chosen, -(-len(chosen) // most)) if len(chosen) else []
+
+
+def shard_distances(
+    shard: Shard,
+    sums: EmbeddingSums,
+    references: References,
+    precision: Precision | None = None,
+) -> ShardDistances:
+    """Return the distribution distance of every row of a shard.
+
+    It is the first Wasserstein distance between the row's mated and nonmated similarities. The
+    means and deviations in it are exact in every case; see the module for what is not, and
+    `tails.sampled_correction` for what the bound of a sampled correction means.
 
     Args:
         shard: The rows.
         sums: Sums over all images of the run, the shard's among them.
+        references: Whom open rows are compared with.
+        precision: How far a distance is followed.
 
     Raises:
-        ValueError: The sums are of fewer images than the shard, or of another size.
-    """
-    _check_sums(shard, sums)
-    totals = identity_totals(shard.unit, shard.starts)
-    tiles = mated_tiles(shard)
-    return ShardStatistics.joined(
-        [_tile_statistics(tile, totals[shard.group[rows]], sums) for rows, tile in tiles]
-    )
-
-
-def shard_distances(shard: Shard, sums: EmbeddingSums, reference: Reference) -> ShardDistances:
-    """Return the distribution distance of every row.
-
-    It is the first Wasserstein distance between the row's mated and nonmated similarities,
-    signed_gap + 2 C with C of `correction`; the means are exact in every case. With an exhaustive
-    reference the distance is exact, too. With a sampled one only C is estimated, kept between
-    what the means and `certificate` allow, and error_bound is a bound on 2 |C sampled - C|.
-    It is a bound for one row at three standard errors, and cautious: of 1.1 million labels of
-    synthetic sets (degraded, mislabelled, small and large identities, duplicates, anti-correlated;
-    180 to 9,000 images, samples of 64 to 2,048), one was further off than its bound.
-
-    Args:
-        shard: The rows.
-        sums: Sums over all images of the run, the shard's among them.
-        reference: All images of the run, or a random sample of them.
-
-    Raises:
-        ValueError: The sums are of fewer images than the shard or of another size, or the
-            reference is said to be exhaustive and is not.
+        ValueError: The sums are of fewer images than the shard or of another size, or everybody is
+            not all images of the run.
 
     Source:
         Ou et al., "SDD-FIQA", CVPR 2021, equation (7). Equal, row by row, to
         scipy.stats.wasserstein_distance over all pairs (tests/unit/test_distances.py).
 
     Example:
-        >>> from sdd_ray.core.correction import ReferenceBlock
         >>> from sdd_ray.core.moments import partial_sums
         >>> unit = np.float32([[1, 0], [0.6, 0.8], [0, 1]])
-        >>> shard = Shard(unit, np.array([0, 2, 3]), np.array([7, 9]))
-        >>> everybody = Reference([ReferenceBlock(unit, np.array([7, 7, 9]))], True)
-        >>> labels = shard_distances(shard, partial_sums(unit), everybody)
+        >>> codes = np.array([7, 7, 9])
+        >>> everybody = References((), lambda: [Block(unit, codes)])
+        >>> labels = shard_distances(Shard.of(unit, codes), partial_sums(unit), everybody)
         >>> labels.distance.round(6).tolist(), labels.reason.tolist()
         ([0.6, 0.2, nan], [0, 0, 1])
     """
-    _check_sums(shard, sums)
-    totals = identity_totals(shard.unit, shard.starts)
-    statistics, distances, bounds = [], [], []
-    for rows, tile in mated_tiles(shard):
-        part = _tile_statistics(tile, totals[shard.group[rows]], sums)
-        distance, bound = _tile_distances(tile, part, reference)
-        statistics.append(part)
-        distances.append(distance)
-        bounds.append(bound)
-    joined = ShardStatistics.joined(statistics)
-    reason = np.where(joined.num_mated == 0, 1, np.where(joined.num_nonmated == 0, 2, 0))
-    return ShardDistances(
-        statistics=joined,
-        distance=np.where(reason == 0, np.concatenate(distances), np.nan),
-        error_bound=np.where(reason == 0, np.concatenate(bounds), np.nan),
-        reason=reason.astype(np.int8),
-    )
-
-
-def _tile_stop(shard: Shard, start: int) -> int:
-    """Return where the tile that begins at a row ends."""
-    stop = min(start + ROW_TILE, len(shard.unit))
-    first = shard.starts[shard.group[start]]
-    width = int(shard.starts[shard.group[stop - 1] + 1] - first)
-    return min(stop, start + max(1, MAX_TILE_PRODUCTS // width))
-
-
-def _check_sums(shard: Shard, sums: EmbeddingSums) -> None:
-    """Raise ValueError if the sums cannot be those of a set that the shard is part of."""
-    if sums.count < len(shard.unit) or sums.total.shape != shard.unit.shape[1:]:
-        raise ValueError(
-            f"expected sums over at least the shard's {shard.unit.shape} embeddings, got sums "
-            f"over {sums.count} of size {sums.total.size}"
-        )
-
-
-def _tile_statistics(
-    tile: RowTile, own_total: NDArray[np.float64], sums: EmbeddingSums
-) -> ShardStatistics:
-    """Return the statistics of a tile's rows; own_total is (R, d), the sum of each identity."""
-    unit = tile.unit.astype(np.float64)
-    num_mated, num_nonmated = tile.num_mated, sums.count - tile.num_mated - 1
-    itself = _dots(unit, unit)
-    mated_mean = _divided(_dots(unit, own_total) - itself, num_mated)
-    nonmated_mean = _divided(_dots(unit, sums.total - own_total), num_nonmated)
-
-    row, mated = tile.mated.row, tile.mated.similarity.astype(np.float64)
-    mated_square = row_sums(row, np.square(mated - mated_mean[row]), len(unit))
-    own_square = row_sums(row, np.square(mated), len(unit))
-    square = _dots(products(unit, sums.second_moment), unit) - own_square - np.square(itself)
-    variance = _divided(square, num_nonmated) - np.square(nonmated_mean)
-    return ShardStatistics(
-        num_mated=num_mated,
-        mated_mean=mated_mean,
-        mated_std=np.sqrt(_divided(mated_square, num_mated)),
-        num_nonmated=num_nonmated,
-        nonmated_mean=nonmated_mean,
-        nonmated_std=np.sqrt(np.maximum(variance, 0.0)),
-        signed_gap=mated_mean - nonmated_mean,
-    )
-
-
-def _tile_distances(
-    tile: RowTile, statistics: ShardStatistics, reference: Reference
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return (R,) distances and (R,) error bounds, without regard to missing comparisons."""
-    gap = statistics.signed_gap
-    excess, spread, num_compared = correction(tile, reference)
-    lowest = np.maximum(0.0, -gap)  # no distance is less than the difference of the means
-    if reference.is_exhaustive:
-        _check_exhaustive(num_compared, statistics.num_nonmated)
-        return gap + 2.0 * np.maximum(excess, lowest), np.zeros(len(gap))
-    highest = certificate(
-        tile.mated, tile.num_mated, statistics.nonmated_mean, statistics.nonmated_std
-    )
-    highest = np.maximum(highest, lowest)
-    excess = np.clip(excess, lowest, highest)
-    certain = np.maximum(highest - excess, excess - lowest)
-    bound = np.where(num_compared > 0, np.minimum(spread, certain), certain)
-    return gap + 2.0 * excess, 2.0 * bound
-
-
-def _check_exhaustive(num_compared: NDArray[np.int64], expected: NDArray[np.int64]) -> None:
-    """Raise ValueError if a row was not compared with every image of other identities."""
-    wrong = np.flatnonzero(num_compared != expected)
-    if len(wrong):
-        raise ValueError(
-            f"expected a reference of all images, {expected[wrong[0]]} of them of other "
-            f"identities than a row's, got {num_compared[wrong[0]]}"
-        )
-
-
-def _dots(rows: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (R,) the inner product of each row with the other array's row."""
-    dots: NDArray[np.float64] = (rows * others).sum(axis=1)
-    return dots
-
-
-def _divided(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return (R,) means, NaN where the count is 0."""
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return ShardLabeller(ShardScan(shard, sums), references, precision or Precision()).settle()

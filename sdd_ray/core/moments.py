@@ -1,23 +1,26 @@
 """Sums over embeddings from which means and spreads of similarities follow without any pair.
 
 The mean similarity of one image to a set of images is its product with the set's mean embedding,
-and the mean square follows from the set's second moment. Both are sums, so every shard adds up its
+and the variance follows from the set's covariance. Both come from sums, so every shard adds up its
 own rows and the shards are merged in their canonical order: floating point addition is not
 associative, and only a fixed order gives equal bits on any number of workers.
 
 Shapes: N embeddings of d numbers, G identities.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdd_ray.core.similarity import products
+from sdd_ray.core.similarity import column_products, lower_factor, products
 
-SUM_TILE = 1024
-"""Rows whose float64 copies are held at once."""
+SUM_TILE = 4096
+"""Rows whose second moment is added up in float32; beyond, in float64."""
+
+_FACTOR_BLOCK = 128  # columns of the triangular factor that are multiplied at once
+_RIDGE = 1e-10  # of the mean variance, so that the factor exists for any covariance
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,38 +59,63 @@ class EmbeddingSums:
             self.second_moment + other.second_moment,
         )
 
+    @cached_property
+    def mean(self) -> NDArray[np.float64]:
+        """(d,) the mean embedding."""
+        return self.total / max(self.count, 1)
+
+    @cached_property
+    def _factor(self) -> tuple[NDArray[np.float32], float]:
+        """(d, d) lower triangular L with L L^T = covariance + ridge, and the ridge."""
+        covariance = self.second_moment / max(self.count, 1) - np.outer(self.mean, self.mean)
+        size = len(covariance)
+        ridge = max(_RIDGE * float(np.trace(covariance)) / size, 1e-14)
+        while (factor := lower_factor(covariance + ridge * np.eye(size))) is None:
+            ridge *= 10.0  # rounding left the covariance of few or collinear rows indefinite
+        return factor.astype(np.float32), ridge
+
+    def variances(self, unit: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return (N,) the population variance of each row's similarities to the whole set.
+
+        A sum of squares in float32, so its relative error is some 1e-6 however small it is.
+
+        Args:
+            unit: (N, d) unit-length rows.
+        """
+        factor, ridge = self._factor
+        found = np.zeros(len(unit))
+        for first in range(0, factor.shape[1], _FACTOR_BLOCK):
+            block = factor[first:, first : first + _FACTOR_BLOCK]
+            part = products(np.ascontiguousarray(unit[:, first:]), np.ascontiguousarray(block.T))
+            found += np.einsum("nb,nb->n", part, part)
+        return np.maximum(found - ridge, 0.0)
+
 
 def partial_sums(unit: NDArray[np.float32]) -> EmbeddingSums:
-    """Return the sums over one shard, in float64.
+    """Return the sums over one shard.
+
+    The sum is in float64. Second moments are taken about the mean of a tile, in float32 within a
+    tile of SUM_TILE rows, and moved to the origin and added up in float64: what is rounded is the
+    spread of the rows, not their length.
 
     Args:
         unit: (N, d) unit-length rows.
 
     Example:
         >>> sums = partial_sums(np.float32([[1, 0], [0, 1], [0, -1]]))
-        >>> sums.count, sums.total.tolist(), sums.second_moment.tolist()
+        >>> sums.count, sums.total.tolist(), sums.second_moment.round(6).tolist()
         (3, [1.0, 0.0], [[1.0, 0.0], [0.0, 2.0]])
     """
     sums = EmbeddingSums.empty(unit.shape[1])
     for start in range(0, len(unit), SUM_TILE):
-        tile = unit[start : start + SUM_TILE].astype(np.float64)
-        columns = np.ascontiguousarray(tile.T)
-        sums = sums.merge(EmbeddingSums(len(tile), tile.sum(axis=0), products(columns, columns)))
+        tile = unit[start : start + SUM_TILE]
+        total = tile.sum(axis=0, dtype=np.float64)
+        shift = (total / len(tile)).astype(np.float32)
+        spread = column_products(tile - shift).astype(np.float64)
+        exact_shift = shift.astype(np.float64)
+        cross = np.outer(exact_shift, total - 0.5 * len(tile) * exact_shift)
+        sums = sums.merge(EmbeddingSums(len(tile), total, spread + cross + cross.T))
     return sums
-
-
-def sum_of(parts: Iterable[EmbeddingSums]) -> EmbeddingSums:
-    """Return the sums of all parts, added in the order given.
-
-    Raises:
-        ValueError: There is no part, or the embeddings have different sizes.
-    """
-    merged: EmbeddingSums | None = None
-    for part in parts:
-        merged = part if merged is None else merged.merge(part)
-    if merged is None:
-        raise ValueError("expected the sums of at least one shard, got none")
-    return merged
 
 
 def identity_totals(unit: NDArray[np.float32], starts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -101,5 +129,7 @@ def identity_totals(unit: NDArray[np.float32], starts: NDArray[np.int64]) -> NDA
         >>> identity_totals(np.float32([[1, 0], [0, 1], [1, 0]]), np.array([0, 2, 3])).tolist()
         [[1.0, 1.0], [1.0, 0.0]]
     """
-    totals: NDArray[np.float64] = np.add.reduceat(unit, starts[:-1], axis=0, dtype=np.float64)
+    totals = np.empty((len(starts) - 1, unit.shape[1]))
+    for group in range(len(totals)):
+        unit[starts[group] : starts[group + 1]].sum(axis=0, dtype=np.float64, out=totals[group])
     return totals

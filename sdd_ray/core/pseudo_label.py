@@ -1,8 +1,7 @@
 """From distribution distances to pseudo-labels, the training targets.
 
 A scale is found once over all labelled images and stored with the labels: without it a label
-cannot be turned back into a distance, and labels of two runs cannot be compared. What it is found
-from merges exactly, over shards in any order.
+cannot be turned back into a distance, and labels of two runs cannot be compared.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,61 +12,8 @@ from numpy.typing import NDArray
 
 ScaleMethod = Literal["min_max", "quantile", "none"]
 
-LARGEST_DISTANCE = 2.0
-"""Similarities lie in [-1, 1], so no two distributions of them are further apart."""
-
-NUM_BINS = 1 << 16
-"""Bins of [0, 2] in which distances are counted: quantiles are exact to half of 3e-5."""
-
 NUM_KNOTS = 101
-"""Distances of a ``quantile`` scale: one for each percent."""
-
-
-@dataclass(frozen=True, eq=False)
-class DistanceSummary:
-    """What a scale is found from: extremes and counts of distances.
-
-    Attributes:
-        low: Smallest distance; infinity if there is none.
-        high: Largest distance; minus infinity if there is none.
-        counts: (NUM_BINS,) distances in each bin of [0, 2].
-    """
-
-    low: float
-    high: float
-    counts: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, distances: NDArray[np.float64]) -> "DistanceSummary":
-        """Return the summary of distances; NaN, an image without a label, is left out.
-
-        Raises:
-            ValueError: A distance is outside [0, 2], but for rounding by 1e-6.
-        """
-        known = distances[~np.isnan(distances)]
-        low, high = float(known.min(initial=np.inf)), float(known.max(initial=-np.inf))
-        if low < -1e-6 or high > LARGEST_DISTANCE + 1e-6:
-            raise ValueError(f"expected distances in [0, 2], got some from {low} to {high}")
-        bins = (known * (NUM_BINS / LARGEST_DISTANCE)).astype(np.int64)
-        counts = np.bincount(np.clip(bins, 0, NUM_BINS - 1), minlength=NUM_BINS)
-        return cls(low, high, counts.astype(np.int64))
-
-    def merge(self, other: "DistanceSummary") -> "DistanceSummary":
-        """Return the summary of both sets of distances; exact, so in any order."""
-        return DistanceSummary(
-            min(self.low, other.low), max(self.high, other.high), self.counts + other.counts
-        )
-
-    def quantiles(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the distances below which the shares, in [0, 1], lie; 0 and 1 give the extremes.
-
-        The others are middles of bins.
-        """
-        cumulative = np.cumsum(self.counts)
-        bins = np.searchsorted(cumulative, shares * cumulative[-1])
-        middles = (np.minimum(bins, NUM_BINS - 1) + 0.5) * (LARGEST_DISTANCE / NUM_BINS)
-        inner = np.clip(middles, self.low, self.high)
-        return np.where(shares <= 0, self.low, np.where(shares >= 1, self.high, inner))
+"""Values of a ``quantile`` scale: one for each percent."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +22,7 @@ class LabelScale:
 
     Attributes:
         method: How it was fitted.
-        knots: Distances, not decreasing, that get the labels 0 to 100 at even intervals: 2 for
+        knots: Values, not decreasing, that get the labels 0 to 100 at even intervals: 2 for
             ``min_max``, NUM_KNOTS for ``quantile``, and none for ``none``.
     """
 
@@ -106,14 +52,15 @@ class LabelScale:
         return {**asdict(self), "knots": list(self.knots)}
 
 
-def fit_scale(summary: DistanceSummary, method: ScaleMethod = "min_max") -> LabelScale:
-    """Return the scale for a set of distances.
+def fit_scale(values: NDArray[np.float64], method: ScaleMethod = "min_max") -> LabelScale:
+    """Return the scale for a set of values, larger for better images.
 
     Args:
-        summary: Of all labelled images of the run.
-        method: ``min_max``: 0 for the smallest and 100 for the largest distance, as in the paper;
-            two unusual images then decide every label. ``quantile``: the rank in percent.
-            ``none``: the distance itself, which does not change when images are added.
+        values: (N,) distances of all images of the run, or other values; NaN where an image has no
+            label. In any order.
+        method: ``min_max``: 0 for the smallest and 100 for the largest value, as in the paper; two
+            unusual images then decide every label. ``quantile``: the rank in percent. ``none``: the
+            value itself, which does not change when images are added.
 
     Raises:
         ValueError: No image is labelled (but for ``none``), or the method is not one of these.
@@ -122,16 +69,17 @@ def fit_scale(summary: DistanceSummary, method: ScaleMethod = "min_max") -> Labe
         Ou et al., "SDD-FIQA", CVPR 2021, equations (8) and (9), for ``min_max``.
 
     Example:
-        >>> fit_scale(DistanceSummary.of(np.array([0.25, 0.75, np.nan]))).to_dict()
+        >>> fit_scale(np.array([0.25, 0.75, np.nan])).to_dict()
         {'method': 'min_max', 'knots': [0.25, 0.75]}
     """
     if method not in get_args(ScaleMethod):
         raise ValueError(f"expected a method of {get_args(ScaleMethod)}, got {method!r}")
     if method == "none":
         return LabelScale(method, ())
-    if summary.low > summary.high:
+    known = values[~np.isnan(values)]
+    if len(known) == 0:
         raise ValueError("expected at least one labelled image, got none")
     if method == "min_max":
-        return LabelScale(method, (summary.low, summary.high))
-    knots = summary.quantiles(np.linspace(0.0, 1.0, NUM_KNOTS))
+        return LabelScale(method, (float(known.min()), float(known.max())))
+    knots = np.quantile(known, np.linspace(0.0, 1.0, NUM_KNOTS))
     return LabelScale(method, tuple(knots.tolist()))

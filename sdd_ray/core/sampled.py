@@ -142,10 +142,10 @@ def partner_similarities(
     return similarities.reshape(partners.shape)
 
 
-def sampled_distances(
+def round_distances(
     mated: NDArray[np.float32], nonmated: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Return (B,) mean distance of the rounds, NaN for images without a comparison of either kind.
+    """Return (B, K) distance of each round, NaN for images without a comparison of either kind.
 
     Samples of unequal size are compared as they are, by the general first Wasserstein distance.
 
@@ -157,12 +157,13 @@ def sampled_distances(
         ValueError: The shapes differ or are not three-dimensional.
 
     Source:
-        Ou et al., "SDD-FIQA", CVPR 2021, section 3.2.
+        Ou et al., "SDD-FIQA", CVPR 2021, section 3.2. The label is the mean over the rounds.
 
     Example:
         >>> mated = np.float32([[[0.8, 0.6]], [[0.5, np.nan]]])
-        >>> sampled_distances(mated, np.float32([[[0.0, 0.2]], [[0.3, 0.1]]])).round(6).tolist()
-        [0.6, 0.3]
+        >>> nonmated = np.float32([[[0.0, 0.2]], [[0.3, 0.1]]])
+        >>> round_distances(mated, nonmated).round(6).tolist()
+        [[0.6], [0.3]]
     """
     if mated.ndim != 3 or mated.shape != nonmated.shape:
         raise ValueError(
@@ -171,13 +172,13 @@ def sampled_distances(
     per_round = mated.shape[2]
     num_mated = (~np.isnan(mated[:, 0])).sum(axis=1)
     num_nonmated = (~np.isnan(nonmated[:, 0])).sum(axis=1)
-    distances = np.full(len(mated), np.nan)
+    distances = np.full(mated.shape[:2], np.nan)
     full = (num_mated == per_round) & (num_nonmated == per_round)
     if full.any():
         rounds = distribution_distances(
             mated[full].reshape(-1, per_round), nonmated[full].reshape(-1, per_round)
         )
-        distances[full] = rounds.reshape(-1, mated.shape[1]).mean(axis=1)
+        distances[full] = rounds.reshape(-1, mated.shape[1])
     partial = ~full & (num_mated > 0) & (num_nonmated > 0)
     if partial.any():
         rounds = wasserstein(
@@ -185,7 +186,7 @@ def sampled_distances(
             _present(nonmated[partial]),
             int(partial.sum()) * mated.shape[1],
         )
-        distances[partial] = rounds.reshape(-1, mated.shape[1]).mean(axis=1)
+        distances[partial] = rounds.reshape(-1, mated.shape[1])
     return distances
 
 

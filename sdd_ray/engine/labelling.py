@@ -1,49 +1,38 @@
-"""The label stage on Ray: shards are loaded, summed, labelled by a pool of actors, and scaled.
+"""The label stage on Ray: one pass for the sums, one for the distances, one for the labels.
 
-Embeddings travel from their files into Ray's object store, shard by shard, and from there to the
-actors; the driver sees keys, sums and counts. Results depend on the plan (`label_plan`) alone, and
-that is the same for any number of workers and any layout of the input.
+The driver sees keys, sums and counts. Results depend on the plan (`label_plan`) alone, and that is
+the same for any number of workers and any layout of the input. Every pass leaves what it finished
+in the work folder of the run, where the same command finds it again.
 """
 
+import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
-from numpy.typing import NDArray
 
-from sdd_ray.columns import DISTANCE, EMBEDDING, LABELS, PSEUDO_LABEL
-from sdd_ray.core.moments import EmbeddingSums, partial_sums
-from sdd_ray.core.pseudo_label import DistanceSummary, LabelScale, fit_scale
-from sdd_ray.core.similarity import EMBEDDING_REASONS, check_embeddings, normalise
-from sdd_ray.engine.evaluating import embedding_matrix
-from sdd_ray.engine.label_plan import LabelPlan, LabelShard
-from sdd_ray.engine.label_worker import LabelWorker, ShardTask
+from sdd_ray.core.leave_one_out import PairHistograms, pair_histograms
+from sdd_ray.core.reference import Block
+from sdd_ray.engine.label_plan import LabelPlan
+from sdd_ray.engine.label_scale import scale_labels
+from sdd_ray.engine.label_store import LabelContext, Positions, ShardStore, fits_store
+from sdd_ray.engine.label_sums import SAMPLE_SIZES, FirstPass, first_pass
+from sdd_ray.engine.label_worker import LabelTask, LabelWorker
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.session import pool_size
+from sdd_ray.engine.shard_rows import arrange
 from sdd_ray.engine.tasks import run_on_pool
-from sdd_ray.errors import InputError, SddError, TooManyRejectsError
+from sdd_ray.errors import InputError, TooManyRejectsError
 from sdd_ray.settings import LabelConfig
-from sdd_ray.store.dataset import read_parquet
 from sdd_ray.store.location import Location
-from sdd_ray.store.run import OutputRun, PartRecord, Reject, part_name, read_records, write_part
+from sdd_ray.store.run import OutputRun, PartRecord, part_name, read_records
 
+_KEPT_SHARE = 0.2
+"""Of the object store, up to which the rows of a set are kept there instead of read again."""
 
-@dataclass(frozen=True)
-class LoadedShard:
-    """What the driver keeps of a loaded shard.
-
-    Attributes:
-        block: Reference to the (unit, codes) of its usable rows in the object store.
-        count: Usable rows.
-        faults: (N,) code into EMBEDDING_REASONS of every row of the shard.
-    """
-
-    block: Any
-    count: int
-    faults: NDArray[np.int8]
+_USUAL_SIZE = 512  # numbers of an embedding, until the first is seen
+_PAIRS = "pairs.npz"
 
 
 def run_label_job(
@@ -59,22 +48,18 @@ def run_label_job(
         TooManyRejectsError: More rows than allowed had to be set aside.
         ResourceError: The cluster has no room for the workers.
     """
-    raw = OutputFolder(run.work / "raw", plan)
-    missing = raw.missing()
-    if missing:
-        resources = config.resources
-        size = pool_size(resources.workers, resources.cpus_per_worker, 0.0)
+    resources = config.resources
+    size = pool_size(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
+    raw = RawParts(run.work / "raw", plan)
+    if raw.missing():
         try:
-            loaded, sums = _load(plan)
-            _check_share(config, plan, loaded)
-            for record in _label(config, plan, loaded, sums, raw, size):
-                raw.records[record.name] = record
+            _label(config, plan, run.work, raw, size)
         finally:
             run.pause()
-    return _scale(config, plan, raw, run.output)
+    return scale_labels(config, plan, [raw.records[name] for name in raw.names], raw.location, run)
 
 
-class OutputFolder:
+class RawParts:
     """Parts of labels before they are scaled, and which of them are finished."""
 
     def __init__(self, location: Location, plan: LabelPlan) -> None:
@@ -87,119 +72,109 @@ class OutputFolder:
         return [number for number, name in enumerate(self.names) if name not in self.records]
 
 
-def _load(plan: LabelPlan) -> tuple[list[LoadedShard], EmbeddingSums]:
-    """Bring all shards into the object store; return them, and the sums over all usable rows."""
-    task: Any = ray.remote(_load_shard).options(
-        num_returns=2, name="load embeddings", max_retries=3
-    )
-    progress = Progress("load", sum(len(s.codes) for s in plan.shards), unit="embeddings")
-    refs: list[Any] = [task.remote(plan.files, shard) for shard in plan.shards]
-    refs.reverse()
-    loaded: list[LoadedShard] = []
-    total: EmbeddingSums | None = None
-    for shard in plan.shards:
-        block, info = refs.pop()  # the sums of a shard are let go as soon as they are added
-        found = ray.get(info)
-        if isinstance(found, SddError):
-            raise found
-        sums, faults = found
-        if total is not None and sums.total.shape != total.total.shape:
-            raise _other_size(plan.files[shard.files[0]], sums.total.size, total.total.size)
-        total = sums if total is None else total.merge(sums)
-        loaded.append(LoadedShard(block, sums.count, faults))
-        progress.update(len(shard.codes), int((faults != 0).sum()))
-    progress.close()
-    return loaded, total or EmbeddingSums.empty(1)
-
-
-def _load_shard(files: Sequence[Location], shard: LabelShard) -> tuple[Any, Any]:
-    """Read, check and normalise the rows of a shard, wherever they lie; runs on a worker."""
-    try:
-        matrix = _gather(files, shard)
-    except SddError as error:
-        return None, error
-    faults = check_embeddings(matrix)
-    unit, _ = normalise(matrix[faults == 0])
-    return (unit, shard.codes[faults == 0]), (partial_sums(unit), faults)
-
-
-def _gather(files: Sequence[Location], shard: LabelShard) -> NDArray[np.float32]:
-    matrix: NDArray[np.float32] | None = None
-    for number in np.unique(shard.files):
-        wanted = shard.files == number
-        part = _embeddings(files[number])[shard.rows[wanted]]
-        if matrix is None:
-            matrix = np.empty((len(shard.rows), part.shape[1]), np.float32)
-        if part.shape[1] != matrix.shape[1]:
-            raise _other_size(files[number], part.shape[1], matrix.shape[1])
-        matrix[wanted] = part
-    return np.zeros((0, 1), np.float32) if matrix is None else matrix
-
-
-def _embeddings(file: Location) -> NDArray[np.float32]:
-    column = read_parquet(file, [EMBEDDING])[EMBEDDING]
-    try:
-        return embedding_matrix(column)
-    except InputError as error:
-        raise InputError(f"{file.uri}: {error}") from error
-
-
-def _other_size(file: Location, size: int, others: int) -> InputError:
-    return InputError(f"{file.uri}: embeddings of {size} numbers, others have {others}")
-
-
 def _label(
-    config: LabelConfig,
-    plan: LabelPlan,
-    loaded: Sequence[LoadedShard],
-    sums: EmbeddingSums,
-    raw: OutputFolder,
-    workers: int,
-) -> Iterator[PartRecord]:
-    blocks = [shard.block for shard in loaded]
-    counts = np.array([shard.count for shard in loaded])
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    missing = raw.missing()
-    size = min(workers, len(missing))
-    actor = ray.remote(LabelWorker).options(
-        num_cpus=config.resources.cpus_per_worker, max_restarts=-1, max_task_retries=3
+    config: LabelConfig, plan: LabelPlan, work: Location, raw: RawParts, workers: int
+) -> None:
+    """Label the shards that are missing."""
+    source, places = arrange(plan, work / "rows")
+    compares_all = config.method in ("sampled", "leave_one_out", "all_pairs")
+    keep = (
+        compares_all
+        or config.exact.tolerance == 0
+        or fits_store(plan.num_rows, _USUAL_SIZE, _KEPT_SHARE)
     )
-    shared = ray.put(sums)
-    actors = [actor.remote(config, raw.location, shared, blocks, offsets) for _ in range(size)]
-    step = config.resources.shards_per_task
+    sizes = [size for size in SAMPLE_SIZES if size < plan.num_rows / 2]
+    most = max([config.count_with, *sizes])
+    found = first_pass(plan, source, places, work / "sums", (config.exact.seed, most, keep))
+    _check_share(config, plan, found)
+    store = ShardStore(source, ray.put(Positions.of(plan, places)), found.groups)
+    shared = ray.put(_context(config, found, store, sizes))
+    actor = ray.remote(LabelWorker).options(
+        num_cpus=config.resources.cpus_per_worker,
+        num_gpus=config.resources.gpus_per_worker or None,
+        max_restarts=-1,
+        max_task_retries=3,
+    )
+    missing = raw.missing()
+    actors = [actor.remote(config, raw.location, shared) for _ in range(min(workers, len(missing)))]
+    pairs = None
+    if config.method == "leave_one_out":
+        pairs = ray.put(_count_all_pairs(plan, actors, found, work / _PAIRS))
+    for record in _labelled(config, plan, actors, pairs, raw):
+        raw.records[record.name] = record
+
+
+def _context(
+    config: LabelConfig, found: FirstPass, store: ShardStore, sizes: Sequence[int]
+) -> LabelContext:
+    usable = int(found.usable.sum())
+    samples = [found.sample(size) for size in sizes if size < usable]
+    counted: Block | None = found.sample(config.count_with) if config.count_with else None
+    return LabelContext(
+        store=store,
+        sums=found.sums,
+        offsets=np.concatenate([[0], np.cumsum(found.usable)]),
+        samples=tuple(ray.put(sample) for sample in samples),
+        counted=None if counted is None else ray.put(counted),
+    )
+
+
+def _labelled(
+    config: LabelConfig, plan: LabelPlan, actors: list[Any], pairs: Any, raw: RawParts
+) -> Iterator[PartRecord]:
+    """Yield the records of the parts that were missing, as they are finished."""
+    missing, step = raw.missing(), config.resources.shards_per_task
     tasks = [
-        [_task(plan.shards[n], loaded[n], offsets[n]) for n in missing[first : first + step]]
+        [_task(plan, number) for number in missing[first : first + step]]
         for first in range(0, len(missing), step)
     ]
-    total = sum(len(s.codes) for s in plan.shards)
-    progress = Progress("label", total, sum(r.rows_in for r in raw.records.values()))
-    for records in run_on_pool(actors, lambda a, task: a.label.remote(task), tasks):
+    before = sum(record.rows_in for record in raw.records.values())
+    progress = Progress("label", plan.num_rows, before)
+    for records in run_on_pool(actors, lambda a, task: a.label.remote(task, pairs), tasks):
         for record in records:
             progress.update(record.rows_in, len(record.rejects))
             yield record
     progress.close()
 
 
-def _task(shard: LabelShard, loaded: LoadedShard, offset: int) -> ShardTask:
-    usable = loaded.faults == 0
-    ids = shard.image_ids.to_pylist()
-    rejects = [
-        Reject(ids[row], EMBEDDING_REASONS[loaded.faults[row]]) for row in np.flatnonzero(~usable)
-    ]
-    return ShardTask(
-        number=shard.number,
-        name=part_name(shard.number),
-        offset=int(offset),
-        image_ids=shard.image_ids.filter(pa.array(usable)),
-        identities=shard.identities.filter(pa.array(usable)),
-        rejects=rejects,
+def _task(plan: LabelPlan, number: int) -> LabelTask:
+    shard = plan.shards[number]
+    return LabelTask(
+        number=number,
+        name=part_name(number),
+        image_ids=shard.image_ids,
+        identities=shard.identities,
+        family=shard.family,
     )
 
 
-def _check_share(config: LabelConfig, plan: LabelPlan, loaded: Sequence[LoadedShard]) -> None:
-    faulty = sum(int((shard.faults != 0).sum()) for shard in loaded)
+def _count_all_pairs(
+    plan: LabelPlan, actors: list[Any], found: FirstPass, file: Location
+) -> PairHistograms:
+    """Return all similarities of the set, counted; from a file if they were counted before."""
+    if file.exists():
+        with np.load(io.BytesIO(file.read_bytes())) as counted:
+            return PairHistograms(counted["mated"], counted["nonmated"])
+    numbers = [number for number in range(len(plan.shards)) if found.usable[number]]
+    progress = Progress("count pairs", int(found.usable.sum()))
+    mated: Any = 0
+    nonmated: Any = 0
+    counts = run_on_pool(actors, lambda a, number: a.count_pairs.remote(number), numbers)
+    for own, others in counts:
+        mated, nonmated = mated + own, nonmated + others
+        progress.update(int((own.sum() + others.sum()) // max(found.sums.count - 1, 1)))
+    progress.close()
+    pairs = pair_histograms(mated, nonmated)
+    sink = io.BytesIO()
+    np.savez_compressed(sink, mated=pairs.mated, nonmated=pairs.nonmated)
+    file.write_bytes(sink.getvalue())
+    return pairs
+
+
+def _check_share(config: LabelConfig, plan: LabelPlan, found: FirstPass) -> None:
+    faulty = sum(found.faulty.values())
     rejected = len(plan.rejects) + faulty
-    total = len(plan.rejects) + sum(len(shard.codes) for shard in plan.shards)
+    total = len(plan.rejects) + plan.num_rows
     if rejected > config.max_reject_share * total:
         reasons = sorted({r.reason for r in plan.rejects})
         raise TooManyRejectsError(
@@ -207,46 +182,5 @@ def _check_share(config: LabelConfig, plan: LabelPlan, loaded: Sequence[LoadedSh
             f" embeddings, {len(plan.rejects):,} {' and '.join(reasons) or 'others'}), more than"
             f" max_reject_share={config.max_reject_share:g}"
         )
-
-
-def _scale(
-    config: LabelConfig, plan: LabelPlan, raw: OutputFolder, output: Location
-) -> tuple[list[PartRecord], dict[str, Any]]:
-    """Fit the scale to all distances, and write the final parts with their pseudo-labels."""
-    summary = DistanceSummary.of(np.zeros(0))
-    for name in raw.names:
-        distances = read_parquet(raw.location / f"{name}.parquet", [DISTANCE])[DISTANCE]
-        summary = summary.merge(DistanceSummary.of(_floats(distances)))
-    if summary.low > summary.high:
-        raise InputError(
-            "no image could be labelled: every one lacks a comparison; see the reasons"
-        )
-    scale = fit_scale(summary, config.scaling)
-    records, unlabelled = [], dict[str, int]()
-    for name in raw.names:
-        table = _scaled(read_parquet(raw.location / f"{name}.parquet"), scale)
-        for item in table["reason"].value_counts().to_pylist():
-            if item["values"] is not None:
-                unlabelled[item["values"]] = unlabelled.get(item["values"], 0) + item["counts"]
-        before = raw.records[name]
-        records.append(write_part(output, name, table, before.rejects, before.rows_in))
-    total = sum(record.rows_out for record in records)
-    results = {
-        "labelled": total - sum(unlabelled.values()),
-        "unlabelled": unlabelled,
-        "identities": plan.num_identities,
-        "scale": scale.to_dict(),
-        "images_shared_between_identities": plan.duplicates_across_identities,
-    }
-    return records, results
-
-
-def _scaled(table: pa.Table, scale: LabelScale) -> pa.Table:
-    labels = scale.apply(_floats(table[DISTANCE]))
-    column = pa.array(labels, pa.float64(), from_pandas=True)
-    table = table.append_column(PSEUDO_LABEL, column)
-    return table.select(LABELS.names).cast(LABELS)
-
-
-def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    return np.asarray(column.to_numpy(), np.float64)
+    if found.sums.count == 0:
+        raise InputError("no image could be labelled: no embedding is usable")

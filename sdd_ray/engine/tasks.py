@@ -1,4 +1,4 @@
-"""Run many calls on a pool of actors with a bounded number in flight."""
+"""Run many calls, on a pool of actors or as tasks, with a bounded number in flight."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -46,3 +46,26 @@ def run_on_pool(
         if isinstance(result, SddError):
             raise result
         yield result
+
+
+def run_tasks(
+    calls: Iterable[tuple[Any, Any]], most: int | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """Yield (result, label) of tasks in the order in which they were started.
+
+    Args:
+        calls: References to started tasks, each with a label; taken one by one, so a generator
+            that starts a task when it is asked for one never has more than `most` running.
+        most: Tasks in flight; twice the CPUs of the cluster if None.
+    """
+    if most is None:
+        most = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    waiting: deque[tuple[Any, Any]] = deque()
+    for call in calls:
+        waiting.append(call)
+        if len(waiting) >= most:
+            reference, label = waiting.popleft()
+            yield ray.get(reference), label
+    while waiting:
+        reference, label = waiting.popleft()
+        yield ray.get(reference), label

@@ -135,6 +135,15 @@ def to_png(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
+def to_jpeg(pixels: NDArray[np.uint8], side: int = 96) -> bytes:
+    """Return the JPEG file of an (H, W, 3) RGB image, no larger than `side`: for many faces."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=85, optimize=True)
+    return buffer.getvalue()
+
+
 def _fit_for_a_page(svg: str) -> str:
     """Return the markup without what would leak into the page or is never referred to."""
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, count=1, flags=re.DOTALL)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sdd_ray.report.drawing import Figure
+from sdd_ray.report.faces import Case, Cases, Face, FaceGroup
 from sdd_ray.report.figures import FaceStrip, FaceTile
 from sdd_ray.report.style import style_sheet
 
@@ -57,14 +58,15 @@ class Section:
         heading: Unique within a page; it is also the entry in the contents.
         text: Paragraphs, separated by empty lines.
         highlights: Numbers in large type.
-        figures: Side by side where the screen is wide enough; face strips take the whole width.
+        figures: Side by side where the screen is wide enough; face strips and cases take the whole
+            width.
         tables: Below the figures.
     """
 
     heading: str
     text: str = ""
     highlights: Sequence[Highlight] = ()
-    figures: Sequence[Figure | FaceStrip] = ()
+    figures: Sequence[Figure | FaceStrip | Cases] = ()
     tables: Sequence[Table] = ()
 
 
@@ -103,9 +105,7 @@ def _section(section: Section, number: int) -> str:
     paragraphs = [part.strip() for part in re.split(r"\n\s*\n", section.text) if part.strip()]
     text = "".join(f"<p>{html.escape(paragraph)}</p>\n" for paragraph in paragraphs)
     figures = "".join(
-        _face_strip(figure)
-        if isinstance(figure, FaceStrip)
-        else _figure(figure, f"s{number}f{position}-")
+        _any_figure(figure, f"s{number}f{position}-")
         for position, figure in enumerate(section.figures)
     )
     grid = f'<div class="figures">{figures}</div>\n' if figures else ""
@@ -125,6 +125,14 @@ def _highlights(highlights: Sequence[Highlight]) -> str:
         for item in highlights
     )
     return f'<dl class="highlights">{items}</dl>\n'
+
+
+def _any_figure(figure: Figure | FaceStrip | Cases, id_prefix: str) -> str:
+    if isinstance(figure, FaceStrip):
+        return _face_strip(figure)
+    if isinstance(figure, Cases):
+        return _cases(figure)
+    return _figure(figure, id_prefix)
 
 
 def _figure(figure: Figure, id_prefix: str) -> str:
@@ -148,6 +156,32 @@ def _face_tile(tile: FaceTile) -> str:
     alt = f"Face with value {value}, {caption}" if caption else f"Face with value {value}"
     small = f"<small>{caption}</small>" if caption else ""
     return f'<li><img src="{_data_uri(tile.png)}" alt="{alt}"><b>{value}</b>{small}</li>'
+
+
+def _cases(cases: Cases) -> str:
+    items = "".join(_case(case) for case in cases.cases)
+    caption = _caption(cases.caption)
+    return f'<figure class="wide"><ol class="cases">{items}</ol>{caption}</figure>\n'
+
+
+def _case(case: Case) -> str:
+    groups = "".join(_face_group(group) for group in case.groups)
+    words = f"<b>{html.escape(case.heading)}</b><small>{html.escape(case.text)}</small>"
+    return f'<li><div class="words">{words}</div><div class="groups">{groups}</div></li>'
+
+
+def _face_group(group: FaceGroup) -> str:
+    faces = "".join(_face(face) for face in group.faces)
+    kind = ' class="subject"' if group.is_subject else ""
+    return f"<div{kind}><small>{html.escape(group.title)}</small><ul>{faces}</ul></div>"
+
+
+def _face(face: Face) -> str:
+    alt = html.escape(face.alt)
+    small = f"<small>{html.escape(face.caption)}</small>" if face.caption else ""
+    if face.image is None:
+        return f'<li><span role="img" aria-label="{alt}, could not be read"></span>{small}</li>'
+    return f'<li><img src="{_data_uri(face.image)}" alt="{alt}">{small}</li>'
 
 
 def _caption(caption: str) -> str:
@@ -208,5 +242,6 @@ def _text(cell: Cell, float_format: str = ".4g") -> str:
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+def _data_uri(image: bytes) -> str:
+    kind = "jpeg" if image.startswith(b"\xff\xd8") else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"

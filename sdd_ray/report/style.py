@@ -52,6 +52,23 @@ figcaption{color:var(--muted);font-size:.86rem;line-height:1.4;margin-top:.5rem}
  font-variant-numeric:tabular-nums}
 .faces small{display:block;color:var(--muted);font-size:.74rem;line-height:1.25;
  overflow-wrap:anywhere}
+.cases,.cases ul{margin:0;padding:0;list-style:none}
+.cases>li{display:grid;grid-template-columns:170px 1fr;gap:.4rem 1.2rem;
+ padding:.8rem 0;border-top:1px solid var(--line);break-inside:avoid}
+.cases>li:first-child{border-top:0;padding-top:.2rem}
+.cases .words b{display:block;font-size:.9rem;line-height:1.3;overflow-wrap:anywhere}
+.cases small{display:block;color:var(--muted);font-size:.78rem;line-height:1.35;
+ overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
+.cases .words small{margin-top:.2rem}
+.groups{display:flex;flex-wrap:wrap;gap:.6rem 1.3rem;min-width:0}
+.groups>div>small{margin:0 0 .25rem;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
+.groups>div{min-width:0}
+.cases ul{display:flex;flex-wrap:wrap;gap:.3rem}
+.cases ul li{width:64px}
+.cases ul img,.cases ul span{display:block;width:64px;height:64px;border-radius:6px;
+ object-fit:cover;background:var(--line)}
+.cases .subject img,.cases .subject span{outline:2.5px solid var(--orange);outline-offset:1px}
+.cases ul small{text-align:center;font-size:.72rem}
 .scroll{overflow-x:auto;margin:1rem 0}
 table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;color:var(--muted);font-size:.86rem;padding:0 0 .4rem}
@@ -61,6 +78,7 @@ thead th{color:var(--muted);font-weight:600;border-bottom:1.5px solid var(--mute
 tbody th{font-weight:500}
 .number{text-align:right;white-space:nowrap}
 .facts td{overflow-wrap:anywhere}
+@media (max-width:720px){.cases>li{grid-template-columns:1fr}}
 @media (max-width:560px){.sheet{padding:1.4rem .9rem 2rem}figure{padding:.7rem .6rem .6rem}
  .highlight dd{font-size:1.35rem}
  .faces{grid-template-columns:repeat(auto-fill,minmax(62px,1fr))}}

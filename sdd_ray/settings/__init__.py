@@ -5,6 +5,16 @@ A wrong value is refused where it is declared. Defaults are the configuration of
 example, except for paths that only a user knows.
 """
 
+from sdd_ray.settings.auditing import (
+    AuditConfig,
+    AuditReportConfig,
+    AuditResources,
+    AuditThresholds,
+    DuplicateConfig,
+    MixedConfig,
+    SamePersonConfig,
+    SuspectConfig,
+)
 from sdd_ray.settings.common import (
     PoolResources,
     PreprocessingConfig,
@@ -21,14 +31,16 @@ from sdd_ray.settings.evaluation import (
     MethodConfig,
     ReportConfig,
 )
-from sdd_ray.settings.stages import (
-    EmbedConfig,
+from sdd_ray.settings.labelling import (
+    AllPairsConfig,
     ExactConfig,
     LabelConfig,
     LabelResources,
+    LeaveOneOutConfig,
     SampledConfig,
-    ScoreConfig,
+    TrimConfig,
 )
+from sdd_ray.settings.stages import EmbedConfig, ScoreConfig
 from sdd_ray.settings.training import (
     NetworkConfig,
     OptimiserConfig,
@@ -41,15 +53,23 @@ from sdd_ray.settings.training import (
 )
 
 __all__ = [
+    "AllPairsConfig",
+    "AuditConfig",
+    "AuditReportConfig",
+    "AuditResources",
+    "AuditThresholds",
     "ComparisonsConfig",
     "DemoConfig",
     "DrawConfig",
+    "DuplicateConfig",
     "EmbedConfig",
     "EvaluateConfig",
     "ExactConfig",
     "LabelConfig",
     "LabelResources",
+    "LeaveOneOutConfig",
     "MethodConfig",
+    "MixedConfig",
     "NetworkConfig",
     "OptimiserConfig",
     "PoolResources",
@@ -57,14 +77,17 @@ __all__ = [
     "RayConfig",
     "RecogniserConfig",
     "ReportConfig",
+    "SamePersonConfig",
     "SampledConfig",
     "ScoreConfig",
     "SearchDimension",
     "SourceConfig",
     "SplitConfig",
+    "SuspectConfig",
     "SyntheticConfig",
     "TrainConfig",
     "TrainResources",
+    "TrimConfig",
     "TuneConfig",
     "TuneResources",
 ]

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,34 @@ def read_parquet(file: Location, columns: Sequence[str] | None = None) -> pa.Tab
     Raises:
         InputError: The file is missing, damaged, or lacks a column.
     """
+    with _opened(file, columns) as parquet:
+        return parquet.read(columns=None if columns is None else list(columns))
+
+
+def read_parquet_with_groups(file: Location, columns: Sequence[str]) -> tuple[pa.Table, list[int]]:
+    """Return some columns of a Parquet file, and the number of rows of each of its row groups.
+
+    Raises:
+        InputError: The file is missing, damaged, or lacks a column.
+    """
+    with _opened(file, columns) as parquet:
+        footer = parquet.metadata
+        sizes = [footer.row_group(n).num_rows for n in range(footer.num_row_groups)]
+        return parquet.read(columns=list(columns)), sizes
+
+
+def read_row_groups(file: Location, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    """Return some columns of some row groups of a Parquet file, on this thread.
+
+    Raises:
+        InputError: The file is missing, damaged, or lacks a column.
+    """
+    with _opened(file, columns) as parquet:
+        return parquet.read_row_groups(list(groups), columns=list(columns), use_threads=False)
+
+
+@contextmanager
+def _opened(file: Location, columns: Sequence[str] | None) -> Iterator[pq.ParquetFile]:
     with file.open() as stream:
         try:
             parquet = pq.ParquetFile(stream)
@@ -97,7 +126,7 @@ def read_parquet(file: Location, columns: Sequence[str] | None = None) -> pa.Tab
             if missing:
                 have = ", ".join(parquet.schema_arrow.names)
                 raise InputError(f"{file.uri}: no column {', '.join(missing)}; it has {have}")
-            return parquet.read(columns=None if columns is None else list(columns))
+            yield parquet
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file.uri} is not a whole Parquet file: {error}") from error
 

@@ -22,7 +22,7 @@ from sdd_ray.engine.label_worker import LabelWorker
 from sdd_ray.engine.progress import Progress
 from sdd_ray.errors import InputError, ResourceError, TooManyRejectsError
 from sdd_ray.settings import LabelConfig
-from sdd_ray.store.dataset import open_dataset, read_json
+from sdd_ray.store.dataset import open_dataset, read_json, read_parquet
 from sdd_ray.store.location import Location
 from sdd_ray.store.recogniser import OnnxRecogniser
 from sdd_ray.store.run import INCOMPLETE, MANIFEST, parquet_bytes, read_records
@@ -30,6 +30,7 @@ from sdd_ray.store.run import INCOMPLETE, MANIFEST, parquet_bytes, read_records
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 ONE_WORKER = {"workers": 1, "cpus_per_worker": 0.5}
+EXACT = {"tolerance": 0.0}
 
 
 class Labeller:
@@ -45,7 +46,8 @@ class Labeller:
         rows = rows if seed is None else rows.shuffled(seed)
         embeddings = write_embeddings(self.folder / f"embeddings{number}", rows, num_files)
         output = str(self.folder / f"labels{number}")
-        tree = {"embeddings": embeddings, "output": output, "resources": ONE_WORKER, **keys}
+        tree = {"embeddings": embeddings, "output": output, "resources": ONE_WORKER, "exact": EXACT}
+        tree |= keys
         label.run(load_tree(LabelConfig, tree))
         return output
 
@@ -93,6 +95,16 @@ def assert_equals_scipy(labels, unit, codes):
     assert (column(labels, "error_bound")[~np.isnan(wanted)] == 0).all()
 
 
+def identities(folder):
+    """Return the rows of the identity table, without what rounding may move."""
+    tables = [
+        read_parquet(Location(folder) / name)
+        for name in manifest(folder)["results"]["identity_files"]
+    ]
+    names = ["identity", "num_images", "num_labelled", "mated_histogram", "nonmated_histogram"]
+    return [row for table in tables for row in table.select(names).to_pylist()]
+
+
 def digest(folder):
     return open_dataset(folder, ["label"]).digest
 
@@ -103,7 +115,7 @@ def manifest(folder):
 
 def rejects(folder):
     names = ["image_id", "reason"]
-    table = labelling.read_parquet(Location(folder) / "rejects.parquet", names)
+    table = read_parquet(Location(folder) / "rejects.parquet", names)
     return sorted((row["image_id"], row["reason"]) for row in table.to_pylist())
 
 
@@ -155,25 +167,56 @@ def test_content_does_not_depend_on_workers_files_order_or_tasks(do_label, degra
     assert digest(found) == digest(degraded_labels)
 
 
-def test_sample_of_references_states_a_bound_that_holds(do_label):
+def test_samples_settle_labels_within_a_bound_that_holds(do_label, monkeypatch):
+    monkeypatch.setattr(labelling, "SAMPLE_SIZES", (60, 250))
     unit, codes = one_big()
-    labels = do_label(Rows(unit, codes), exact={"reference_size": 200})
+    labels = do_label(Rows(unit, codes), exact={"tolerance": 0.03})
     error = np.abs(column(labels, "distance") - distances_by_scipy(unit, codes))
     bound = column(labels, "error_bound")
-    assert (bound > 0).all()
-    assert (error <= bound + 1e-5).all()
+    assert (error <= bound + 1e-6).all()
+    assert (bound <= 0.03).all()
     assert error.max() > 1e-5, "the set is too easy to tell a bound from none"
+    settled = manifest(labels)["results"]["settled_by"]
+    assert set(settled) == {"certificate", "reference", "all_images"}
+    assert sum(settled.values()) == len(codes)
+    assert manifest(labels)["results"]["largest_error_bound"] == pytest.approx(bound.max())
+
+
+def test_samples_do_not_depend_on_workers_files_or_order(do_label, monkeypatch):
+    monkeypatch.setattr(labelling, "SAMPLE_SIZES", (60, 250))
+    rows, exact = Rows(*one_big()), {"tolerance": 0.03}
+    one = do_label(rows, exact=exact)
+    many = {"workers": 3, "cpus_per_worker": 0.5}
+    assert digest(do_label(rows, 5, 7, exact=exact, resources=many)) == digest(one)
+    other = do_label(rows, exact={"tolerance": 0.03, "seed": 1})
+    assert digest(other) != digest(one), "another seed draws other samples"
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.02])
+def test_pieces_of_a_large_identity_give_the_labels_of_the_whole(do_label, monkeypatch, tolerance):
+    monkeypatch.setattr(labelling, "SAMPLE_SIZES", (60, 250))
+    unit, codes = one_big()  # 600 of 690 images are of one identity
+    exact = {"tolerance": tolerance}
+    pieces = do_label(Rows(unit, codes), 3, 1, exact=exact)
+    assert len(open_dataset(pieces, ["label"]).files) > 10
+    monkeypatch.setattr(label_plan, "ROWS_PER_SHARD", 1000)
+    whole = do_label(Rows(unit, codes), exact=exact)
+    assert len(open_dataset(whole, ["label"]).files) == 1
+    atol = 1e-6 if tolerance == 0 else 2 * tolerance
+    for name in ("distance", "mated_q50", "nonmated_q50", "nonmated_std"):
+        np.testing.assert_allclose(column(pieces, name), column(whole, name), atol=atol)
+    assert identities(pieces) == identities(whole)
 
 
 def test_killed_worker_changes_nothing(do_label, degraded_labels, monkeypatch, tmp_path):
     marker = tmp_path / "killed"
 
     class Killed(LabelWorker):  # Within a function, so that it travels to the worker by value.
-        def _label(self, task):
+        def _label(self, task, pairs):
             if task.number == 2 and not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super()._label(task)
+            return super()._label(task, pairs)
 
     monkeypatch.setattr(labelling, "LabelWorker", Killed)
     found = do_label(Rows(*degraded()))
@@ -186,7 +229,8 @@ def test_interrupted_run_looks_unfinished_and_resumes(
 ):
     embeddings = write_embeddings(tmp_path / "embeddings", Rows(*degraded()))
     output = str(tmp_path / "labels")
-    argv = [f"embeddings={embeddings}", f"output={output}", "resources.workers=1"]
+    argv = [f"embeddings={embeddings}", f"output={output}"]
+    argv += ["resources.workers=1", "exact.tolerance=0"]
 
     def interrupt(progress, items, rejected=0):
         if progress.stage == "label":
@@ -206,13 +250,13 @@ def test_interrupted_run_looks_unfinished_and_resumes(
     assert 0 < len(finished) < len(open_dataset(degraded_labels, ["label"]).files)
     raw = {name: Path(output, "_work/raw", f"{name}.parquet") for name in finished}
     written = {name: file.stat().st_mtime_ns for name, file in raw.items()}
-    scale = labelling._scale
+    scale = labelling.scale_labels
 
     def check_and_scale(*arguments):
         assert {name: file.stat().st_mtime_ns for name, file in raw.items()} == written
         return scale(*arguments)
 
-    monkeypatch.setattr(labelling, "_scale", check_and_scale)
+    monkeypatch.setattr(labelling, "scale_labels", check_and_scale)
     assert main(LabelConfig, label.run, argv) == 0
     assert digest(output) == digest(degraded_labels)
     assert not (place / INCOMPLETE).exists()

@@ -2,12 +2,21 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sdd_ray.errors import InputError
 from sdd_ray.settings import LabelConfig
-from sdd_ray.store.dataset import open_dataset, read_any, read_json, read_parquet
+from sdd_ray.store.dataset import (
+    open_dataset,
+    read_any,
+    read_json,
+    read_parquet,
+    read_parquet_with_groups,
+    read_row_groups,
+)
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import OutputRun, Reject, parquet_bytes, write_part
 
@@ -109,6 +118,63 @@ def test_damaged_data_pages_are_noticed(place):
     (place / "a.parquet").write_bytes(bytes(content))
     with pytest.raises(InputError, match=r"a\.parquet is not a whole Parquet file"):
         read_parquet(place / "a.parquet")
+
+
+@pytest.fixture
+def grouped(tmp_path):
+    """A file of row groups of 3, 3 and 1 rows."""
+    pq.write_table(rows(*"abcdefg"), tmp_path / "a.parquet", row_group_size=3)
+    return Location(str(tmp_path / "a.parquet"))
+
+
+def test_sizes_of_row_groups(grouped):
+    table, sizes = read_parquet_with_groups(grouped, ["value"])
+    assert table.to_pydict() == {"value": list(range(7))}
+    assert sizes == [3, 3, 1]
+
+
+def test_some_row_groups(grouped):
+    table = read_row_groups(grouped, [0, 2], ["value", "image_id"])
+    assert table.to_pydict() == {"value": [0, 1, 2, 6], "image_id": ["a", "b", "c", "g"]}
+    assert read_row_groups(grouped, [1], ["image_id"]).column_names == ["image_id"]
+
+
+def test_an_empty_file_has_no_rows_in_its_groups(tmp_path):
+    file = Location(str(tmp_path / "a.parquet"))
+    file.write_bytes(parquet_bytes(rows()))
+    table, sizes = read_parquet_with_groups(file, ["value"])
+    assert (table.num_rows, sum(sizes)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_parquet_with_groups,
+        lambda file, columns: read_row_groups(file, [0], columns),
+    ],
+    ids=["with_groups", "row_groups"],
+)
+def test_readers_of_row_groups_name_the_file(grouped, read):
+    with pytest.raises(InputError, match=r"a\.parquet: no column w; it has image_id, value"):
+        read(grouped, ["value", "w"])
+    grouped.write_bytes(grouped.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"a\.parquet is not a whole Parquet file"):
+        read(grouped, ["value"])
+    grouped.remove()
+    with pytest.raises(InputError, match=r"cannot read .*a\.parquet"):
+        read(grouped, ["value"])
+
+
+def test_a_damaged_row_group_is_met_only_by_those_who_read_it(tmp_path):
+    file = Location(str(tmp_path / "a.parquet"))
+    table = pa.table({"value": np.random.default_rng(0).permutation(9000)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=3000, use_dictionary=False)
+    content = bytearray(file.read_bytes())
+    content[40:4000] = bytes(3960)
+    file.write_bytes(bytes(content))
+    assert read_row_groups(file, [2], ["value"]).num_rows == 3000
+    with pytest.raises(InputError, match=r"a\.parquet is not a whole Parquet file"):
+        read_row_groups(file, [0, 2], ["value"])
 
 
 def test_missing_file(place):

@@ -1,9 +1,12 @@
 """The label plan follows from the keys alone, and its shards hold whole identities."""
 
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from sdd_ray import columns
@@ -23,10 +26,13 @@ def embed(tmp_path):
     """Return a function that writes rows (image_id, identity, content) split over some files."""
     numbers = iter(range(100))
 
-    def write(rows: list[Row], num_files: int = 1) -> Dataset:
+    def write(rows: list[Row], num_files: int = 1, in_runs: bool = False) -> Dataset:
         place = Location(str(tmp_path / str(next(numbers))))
         run = OutputRun(place, "embed", EmbedConfig(output="o"))
         parts = [rows[n::num_files] for n in range(num_files)]
+        if in_runs:
+            cuts = np.linspace(0, len(rows), num_files + 1).astype(int)
+            parts = [rows[start:stop] for start, stop in pairwise(cuts)]
         records = [write_part(place, f"part-{n}", table(part)) for n, part in enumerate(parts)]
         run.complete(records)
         return open_dataset(place.uri, ["embed"])
@@ -109,27 +115,130 @@ def test_canonical_order_is_by_identity_then_image(embed):
 def test_shards_hold_whole_identities_and_close_when_full(embed):
     sizes = (3, 1, 6, 2, 3, 12, 1, 1)
     plan = plan_labels(embed(people(*sizes)), drop_duplicates=True)
-    # 3 + 1 + 6 rows: the third identity fills the first shard and stays in it.
-    assert [len(shard.codes) for shard in plan.shards] == [10, 5, 12, 2]
-    assert [sorted(set(shard.codes)) for shard in plan.shards] == [[0, 1, 2], [3, 4], [5], [6, 7]]
-    assert [shard.number for shard in plan.shards] == [0, 1, 2, 3]
+    # 3 + 1 + 6 rows: the third identity fills the first shard and stays in it; 12 are cut.
+    assert [len(shard.codes) for shard in plan.shards] == [10, 5, 5, 5, 2, 2]
+    assert [sorted(set(shard.codes)) for shard in plan.shards] == [
+        [0, 1, 2],
+        [3, 4],
+        [5],
+        [5],
+        [5],
+        [6, 7],
+    ]
+    assert [shard.number for shard in plan.shards] == [0, 1, 2, 3, 4, 5]
+    assert [shard.family for shard in plan.shards] == [
+        (0, 1),
+        (1, 2),
+        (2, 5),
+        (2, 5),
+        (2, 5),
+        (5, 6),
+    ]
+    assert plan.num_rows == sum(sizes)
+
+
+def plain_bounds(sizes: list[int], room: int) -> list[tuple[int, int, tuple[int, int]]]:
+    """Return the bounds of shards, one identity after the other."""
+    shards: list[list[tuple[int, int]]] = []  # families of shards
+    start = stop = 0
+    for size in sizes:
+        if size > 2 * room:
+            shards += [[(start, stop)]] if stop > start else []
+            ends = [stop + room * n for n in range(1, -(-size // room))] + [stop + size]
+            shards.append(list(zip([stop, *ends[:-1]], ends, strict=True)))
+            start = stop = stop + size
+            continue
+        stop += size
+        if stop - start >= room:
+            shards.append([(start, stop)])
+            start = stop
+    shards += [[(start, stop)]] if stop > start else []
+    bounds, number = [], 0
+    for family in shards:
+        bounds += [(*piece, (number, number + len(family))) for piece in family]
+        number += len(family)
+    return bounds
+
+
+@pytest.mark.parametrize("room", [1, 5, 6])
+def test_shard_bounds_against_a_plain_loop(room, monkeypatch):
+    monkeypatch.setattr(label_plan, "ROWS_PER_SHARD", room)
+    rng = np.random.default_rng(3)
+    for _ in range(100):
+        sizes = rng.choice([1, 2, 3, 5, 8, 10, 11, 15, 31], rng.integers(1, 12))
+        codes = np.repeat(np.arange(len(sizes)), sizes)
+        bounds = shard_bounds(codes)
+        assert bounds == plain_bounds(sizes.tolist(), room)
+        assert [0, *(stop for _, stop, _ in bounds)] == [
+            *(start for start, _, _ in bounds),
+            len(codes),
+        ]
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_shard_bounds_against_a_plain_loop():
-    rng = np.random.default_rng(3)
-    for _ in range(50):
-        sizes = rng.integers(1, 9, rng.integers(1, 12))
-        codes = np.repeat(np.arange(len(sizes)), sizes)
-        bounds, start, stop = [], 0, 0
-        for size in sizes.tolist():
-            stop += size
-            if stop - start >= 5:
-                bounds.append((start, stop))
-                start = stop
-        if stop > start:
-            bounds.append((start, stop))
-        assert shard_bounds(codes) == bounds
+@pytest.mark.parametrize("size", [10, 11, 15, 16])
+def test_pieces_of_a_large_identity(embed, size):
+    plan = plan_labels(embed(people(2, size, 3)), drop_duplicates=True)
+    pieces = [shard for shard in plan.shards if 1 in shard.codes]
+    if size <= 10:  # not more than twice a shard: whole, behind the first identity
+        assert [len(shard.codes) for shard in pieces] == [2 + size]
+        return
+    assert all(set(shard.codes) == {1} for shard in pieces)
+    assert [len(shard.codes) for shard in pieces[:-1]] == [5] * (len(pieces) - 1)
+    assert {shard.family for shard in pieces} == {(1, 1 + len(pieces))}
+    ids = [image_id for shard in pieces for image_id in shard.image_ids.to_pylist()]
+    assert ids == sorted(f"img1-{i}" for i in range(size))
+
+
+def refuse(*arguments, **options):
+    raise AssertionError("the keys were sorted")
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("num_files", [1, 4])
+def test_sorted_keys_are_not_sorted_again(embed, monkeypatch, num_files):
+    rows = sorted(people(3, 1, 6, 2, 2, 9, 1), key=lambda row: (row[1], row[0]))
+    shuffled = [rows[i] for i in np.random.default_rng(5).permutation(len(rows))]
+    wanted = plan_labels(embed(shuffled, 3), drop_duplicates=True)
+    monkeypatch.setattr(pc, "sort_indices", refuse)
+    plan = plan_labels(embed(rows, num_files, in_runs=True), drop_duplicates=True)
+    assert keys_of(plan) == keys_of(wanted)
+    assert [shard.family for shard in plan.shards] == [shard.family for shard in wanted.shards]
+    assert plan.shards[0].rows.tolist()[:3] == [0, 1, 2]
+    with pytest.raises(AssertionError, match="the keys were sorted"):
+        plan_labels(embed(shuffled), drop_duplicates=True)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [("p", "a"), ("p", "b"), ("q", "c"), ("r", "d"), ("q", "e")],
+        [("p", "b"), ("p", "a")],
+        [("q", "a"), ("p", "b")],
+        [("p", "é"), ("p", "z"), ("p", "Z")],
+        [("p1", "a"), ("p10", "b"), ("p", "c")],
+    ],
+)
+def test_order_is_seen_wherever_it_is_broken(embed, keys):
+    rows = [(image_id, person, n) for n, (person, image_id) in enumerate(keys)]
+    plan = plan_labels(embed(rows), drop_duplicates=True)
+    found = [(person, image_id) for shard in keys_of(plan) for image_id, person, _ in shard]
+    assert found == sorted(keys, key=lambda key: (key[0].encode(), key[1].encode()))
+
+
+def test_row_groups_of_every_file(tmp_path):
+    rows = people(3, 4, 2, 5)
+    place = Location(str(tmp_path))
+    sizes = {"a": (rows[:7], 3), "b": (rows[7:7], 3), "c": (rows[7:], 100)}
+    for name, (part, size) in sizes.items():
+        pq.write_table(table(part), tmp_path / f"{name}.parquet", row_group_size=size)
+    files = tuple(place / f"{name}.parquet" for name in sizes)
+    plan = plan_labels(Dataset(place, files, {}), drop_duplicates=True)
+    assert [starts[[0, -1]].tolist() for starts in plan.row_groups] == [[0, 7], [0, 0], [0, 7]]
+    assert plan.row_groups[0].tolist() == [0, 3, 6, 7]
+    assert plan.row_groups[2].tolist() == [0, 7]
+    assert plan.files == files
+    assert plan.num_rows == len(rows)
 
 
 def test_shard_does_not_drag_the_whole_set_along(embed, monkeypatch):

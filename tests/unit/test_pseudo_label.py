@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from sdd_ray.core.pseudo_label import DistanceSummary, LabelScale, fit_scale
+from sdd_ray.core.pseudo_label import NUM_KNOTS, LabelScale, fit_scale
 
 DISTANCES = np.random.default_rng(0).beta(4, 6, 3000)
 
 
 def fit(distances, method="min_max") -> LabelScale:
-    return fit_scale(DistanceSummary.of(np.asarray(distances, np.float64)), method)
+    return fit_scale(np.asarray(distances, np.float64), method)
 
 
 def test_min_max_is_the_papers():
@@ -50,14 +50,43 @@ def test_larger_distances_never_get_smaller_labels_and_nan_stays(method):
     assert labels[-1] == (2.0 if method == "none" else 100.0)
 
 
+@pytest.mark.parametrize("method", ["min_max", "quantile", "none"])
+def test_order_and_images_without_a_label_do_not_matter(method):
+    some = np.insert(DISTANCES, [0, 7, 3000], np.nan)
+    shuffled = np.random.default_rng(1).permutation(some)
+    assert fit(some, method) == fit(shuffled, method) == fit(DISTANCES, method)
+
+
+def test_knots_are_the_quantiles():
+    scale = fit(DISTANCES, "quantile")
+    assert len(scale.knots) == NUM_KNOTS == 101
+    wanted = np.quantile(DISTANCES, np.arange(101) / 100)
+    np.testing.assert_allclose(scale.knots, wanted, rtol=1e-12)
+    assert fit(DISTANCES).knots == (DISTANCES.min(), DISTANCES.max())
+    np.testing.assert_allclose(scale.apply(np.array(scale.knots)), np.arange(101), atol=1e-9)
+
+
 @pytest.mark.parametrize("method", ["min_max", "quantile"])
-def test_shards_in_any_order_give_the_scale_of_the_whole(method):
-    parts = [DistanceSummary.of(part) for part in np.array_split(DISTANCES, 7)]
-    parts.insert(3, DistanceSummary.of(np.array([np.nan])))
-    merged = parts[0]
-    for part in reversed(parts[1:]):
-        merged = merged.merge(part)
-    assert fit_scale(merged, method) == fit(DISTANCES, method)
+def test_values_of_any_size_and_sign_are_scaled(method):
+    """Such as the change of an error when an image leaves, about 1e-6 and of either sign."""
+    values = (DISTANCES - 0.4) * -3e-6
+    labels = fit(values, method).apply(values)
+    wanted = 100 - fit(DISTANCES, method).apply(DISTANCES)
+    np.testing.assert_allclose(labels, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["min_max", "quantile"])
+def test_two_values(method):
+    labels = fit([0.2, np.nan, 0.6], method).apply(np.array([0.2, 0.3, 0.6, -1.0, 9.0]))
+    np.testing.assert_allclose(labels, [0, 25, 100, 0, 100], atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["min_max", "quantile"])
+def test_many_equal_values_keep_one_label(method):
+    values = np.repeat([0.1, 0.5, 0.9], [10, 80, 10])
+    labels = fit(values, method).apply(values)
+    assert len(set(labels.tolist())) == 3
+    assert labels[0] < labels[50] < labels[-1] == 100
 
 
 def test_scale_goes_through_json():
@@ -66,15 +95,13 @@ def test_scale_goes_through_json():
     assert LabelScale(stored["method"], tuple(stored["knots"])) == scale
 
 
-def test_edges_of_the_range_are_counted():
-    summary = DistanceSummary.of(np.array([0.0, -1e-9, 2.0, 2.0 + 1e-9]))
-    assert summary.counts[[0, -1]].tolist() == [2, 2]
-
-
-def test_errors_say_what_was_expected():
+@pytest.mark.parametrize("method", ["min_max", "quantile"])
+@pytest.mark.parametrize("values", [[], [np.nan, np.nan]])
+def test_nothing_labelled_is_an_error(values, method):
     with pytest.raises(ValueError, match="at least one labelled image, got none"):
-        fit([np.nan])
-    with pytest.raises(ValueError, match=r"distances in \[0, 2\], got some from 0.5 to 80.0"):
-        DistanceSummary.of(np.array([0.5, 80.0]))
+        fit(values, method)
+
+
+def test_unknown_method_is_an_error():
     with pytest.raises(ValueError, match=r"expected a method of .* got 'rank'"):
         fit(DISTANCES, "rank")

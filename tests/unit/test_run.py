@@ -196,8 +196,8 @@ def test_run_killed_between_manifest_and_cleaning_is_complete(local, monkeypatch
         ({"method": "sampled"}, "differs in method"),
         ({"duplicates": "keep", "scaling": "none"}, "differs in duplicates, scaling"),
         (
-            {"exact": {"seed": 4, "reference_size": 9}},
-            "differs in exact.reference_size, exact.seed",
+            {"exact": {"seed": 4, "tolerance": 0.5}},
+            "differs in exact.seed, exact.tolerance",
         ),
         ({"inputs": {"embeddings": "xyz"}}, "differs in input embeddings"),
         ({"inputs": {"embeddings": "abc", "other": "x"}}, "differs in input other"),
@@ -297,7 +297,7 @@ def test_manifest_says_what_made_the_output(local):
     manifest = run.complete([PartRecord("a", 1, 1, "d", 123), other])
     assert manifest["parts"] == {"a.parquet": 1, "b.safetensors": 2}
     assert manifest["command"] == "label"
-    assert manifest["config"]["exact"] == {"reference_size": None, "seed": 3}
+    assert manifest["config"]["exact"] == {"tolerance": 1e-3, "deviations": 4.0, "seed": 3}
     assert manifest["peak_memory_mib"]["worker"] == 123
     assert manifest["versions"] == versions()
     assert {"sdd_ray", "python", "numpy", "pyarrow", "torch"} <= set(versions())

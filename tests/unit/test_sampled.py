@@ -3,11 +3,12 @@ import itertools
 import numpy as np
 import pytest
 from embedding_sets import clean, tiny
+from label_oracles import all_images
 from scipy.stats import chisquare, spearmanr, wasserstein_distance
 
 from sdd_ray.core import sampled
-from sdd_ray.core.correction import Reference, ReferenceBlock
-from sdd_ray.core.distances import Shard, shard_distances
+from sdd_ray.core.distances import Precision, shard_distances
+from sdd_ray.core.mated import Shard
 from sdd_ray.core.moments import partial_sums
 from sdd_ray.core.sampled import (
     Places,
@@ -15,7 +16,7 @@ from sdd_ray.core.sampled import (
     draw,
     image_digests,
     partner_similarities,
-    sampled_distances,
+    round_distances,
 )
 
 
@@ -32,7 +33,9 @@ def digests_of(num_images: int):
 
 def label(unit, codes, plan):
     partners = draw(digests_of(len(codes)), places_of(codes), plan)
-    return sampled_distances(*(partner_similarities(unit, unit, drawn) for drawn in partners))
+    rounds = round_distances(*(partner_similarities(unit, unit, drawn) for drawn in partners))
+    assert rounds.shape == (len(codes), plan.num_rounds)
+    return rounds.mean(axis=1)
 
 
 def test_digests_do_not_depend_on_the_batch():
@@ -158,23 +161,53 @@ def test_distances_match_scipy_round_by_round():
     for i, (num_mated, num_nonmated) in enumerate([(8, 8), (3, 8), (8, 2), (1, 1), (0, 8), (8, 0)]):
         mated[i, :, num_mated:] = np.nan
         nonmated[i, :, num_nonmated:] = np.nan
-    result = sampled_distances(mated, nonmated)
-    for i in range(9):
-        rounds = [
-            wasserstein_distance(p[~np.isnan(p)], n[~np.isnan(n)])
-            for p, n in zip(mated[i], nonmated[i], strict=True)
-            if not (np.isnan(p).all() or np.isnan(n).all())
-        ]
-        assert result[i] == pytest.approx(np.mean(rounds) if rounds else np.nan, nan_ok=True)
+    result = round_distances(mated, nonmated)
+    assert result.shape == (9, 4)
+    for i, k in itertools.product(range(9), range(4)):
+        p, n = (side[i, k][~np.isnan(side[i, k])] for side in (mated, nonmated))
+        expected = wasserstein_distance(p, n) if len(p) and len(n) else np.nan
+        assert result[i, k] == pytest.approx(expected, nan_ok=True)
     assert np.isnan(result[4:6]).all()
+
+
+def test_rounds_differ_and_more_of_them_keep_the_first():
+    unit, codes = clean()
+    digests, places = digests_of(len(codes)), places_of(codes)
+    few, many = (
+        round_distances(
+            *(
+                partner_similarities(unit, unit, drawn)
+                for drawn in draw(digests, places, SamplingPlan(num_rounds=rounds))
+            )
+        )
+        for rounds in (3, 7)
+    )
+    np.testing.assert_array_equal(many[:, :3], few)
+    assert (np.std(many, axis=1) > 0).all()
+
+
+def test_draws_are_for_ever():
+    """Golden: Floyd's subsets by SplitMix64 in Python's integers, own identity left out by hand."""
+    places = places_of(np.repeat(np.arange(4), [2, 5, 3, 90]))
+    mated, nonmated = draw(digests_of(100), places, SamplingPlan(2, num_rounds=2, per_round=3))
+    chosen = [0, 4, 50]
+    assert mated[chosen].tolist() == [
+        [[1, -1, -1], [1, -1, -1]],
+        [[2, 5, 6], [2, 5, 3]],
+        [[64, 48, 75], [11, 60, 34]],
+    ]
+    assert nonmated[chosen].tolist() == [
+        [[30, 7, 42], [67, 76, 18]],
+        [[97, 96, 1], [62, 7, 14]],
+        [[2, 6, 7], [6, 2, 3]],
+    ]
 
 
 def test_everybody_drawn_gives_the_exact_distance():
     unit, codes = tiny()
-    starts = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1], [True]]))
-    shard = Shard(unit, starts, codes[starts[:-1]])
-    everybody = Reference([ReferenceBlock(unit, codes)], is_exhaustive=True)
-    exact = shard_distances(shard, partial_sums(unit), everybody).distance
+    exact = shard_distances(
+        Shard.of(unit, codes), partial_sums(unit), all_images(unit, codes), Precision(0.0)
+    ).distance
     everyone = SamplingPlan(num_rounds=1, per_round=len(unit))
     np.testing.assert_allclose(label(unit, codes, everyone), exact, atol=1e-6)
     estimate = label(unit, codes, SamplingPlan())
@@ -190,4 +223,4 @@ def test_errors_say_what_was_expected():
     with pytest.raises(ValueError, match="position < stop <= 5"):
         Places(one, one, one, 5)
     with pytest.raises(ValueError, match=r"two \(B, K, m\) arrays"):
-        sampled_distances(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))
+        round_distances(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))

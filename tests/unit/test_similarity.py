@@ -4,7 +4,26 @@ import numpy as np
 import pytest
 import torch
 
-from sdd_ray.core.similarity import EMBEDDING_REASONS, check_embeddings, normalise, products
+from sdd_ray.core.similarity import (
+    EMBEDDING_REASONS,
+    aligned,
+    check_embeddings,
+    column_products,
+    gram_matrices,
+    lower_factor,
+    normalise,
+    products,
+    tensor_of,
+    usable_rows,
+)
+
+
+def moved(array, offset):
+    """Return an equal array that starts so many elements past an aligned address."""
+    room = aligned(np.empty(array.size + offset, array.dtype))
+    place = room[offset:].reshape(array.shape)
+    place[:] = array
+    return place
 
 
 def test_normalise_matches_float64():
@@ -45,9 +64,30 @@ def test_normalise_refuses_bad_rows():
         normalise(np.float32([[0, 0], [1, 0], [np.nan, 0]]))
 
 
-def test_embeddings_must_be_a_matrix():
+@pytest.mark.parametrize("look", [check_embeddings, normalise, usable_rows])
+def test_embeddings_must_be_a_matrix(look):
     with pytest.raises(ValueError, match=r"expected \(N, d\) embeddings, got shape \(3,\)"):
-        check_embeddings(np.ones(3, np.float32))
+        look(np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_usable_rows_are_those_normalised(dtype):
+    embeddings = np.random.default_rng(3).normal(size=(700, 5)).astype(dtype)
+    unit, faults = usable_rows(embeddings)
+    np.testing.assert_array_equal(unit, normalise(embeddings)[0])
+    assert not faults.any()
+    embeddings[[0, 300]], embeddings[699, 2] = 0, np.inf
+    unit, faults = usable_rows(embeddings)
+    np.testing.assert_array_equal(faults, check_embeddings(embeddings))
+    assert np.flatnonzero(faults).tolist() == [0, 300, 699]
+    np.testing.assert_array_equal(unit, normalise(embeddings[faults == 0])[0])
+
+
+def test_no_row_is_usable_or_there():
+    unit, faults = usable_rows(np.zeros((2, 3), np.float32))
+    assert (unit.shape, faults.tolist()) == ((0, 3), [1, 1])
+    unit, faults = usable_rows(np.zeros((0, 3), np.float32))
+    assert (unit.shape, faults.tolist()) == ((0, 3), [])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -88,3 +128,60 @@ def test_products_take_read_only_arrays_without_a_warning():
 def test_products_need_equal_sizes():
     with pytest.raises(ValueError, match=r"expected \(R, d\) and \(C, d\), got \(2, 3\)"):
         products(np.ones((2, 3)), np.ones((2, 4)))
+
+
+def test_aligned_copies_only_what_is_not():
+    array = aligned(np.arange(12, dtype=np.float32).reshape(3, 4))
+    assert array.ctypes.data % 64 == 0
+    assert aligned(array) is array
+    for other in (moved(array, 1), array[:, :2], array.T):
+        copy = aligned(other)
+        assert copy.ctypes.data % 64 == 0
+        assert copy.flags.c_contiguous
+        assert not np.shares_memory(copy, other)
+        np.testing.assert_array_equal(copy, other)
+
+
+def test_tensors_start_where_products_add_up_alike():
+    array = aligned(np.arange(12, dtype=np.float32).reshape(3, 4))
+    assert tensor_of(array).data_ptr() == array.ctypes.data
+    for other in (moved(array, 1), moved(array, 8), array[:, :2], array.T):
+        tensor = tensor_of(other)
+        assert tensor.data_ptr() % 64 == 0
+        np.testing.assert_array_equal(tensor.numpy(), other)
+
+
+def test_gram_matrices_match_float64_wherever_they_lie():
+    rows = np.random.default_rng(4).normal(size=(5, 7, 33)).astype(np.float32)
+    exact = rows.astype(np.float64) @ rows.astype(np.float64).transpose(0, 2, 1)
+    found = gram_matrices(rows)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, exact, atol=1e-5)
+    np.testing.assert_array_equal(gram_matrices(moved(rows, 3)), found)
+
+
+def test_column_products_match_float64_wherever_they_lie():
+    rows = np.random.default_rng(5).normal(size=(90, 33)).astype(np.float32)
+    found = column_products(rows)
+    np.testing.assert_allclose(found, rows.astype(np.float64).T @ rows, atol=1e-4)
+    np.testing.assert_array_equal(column_products(moved(rows, 1)), found)
+
+
+def test_factor_of_a_positive_matrix_only():
+    rows = np.random.default_rng(6).normal(size=(90, 7))
+    factor = lower_factor(rows.T @ rows)
+    np.testing.assert_array_equal(factor, np.tril(factor))
+    np.testing.assert_allclose(factor @ factor.T, rows.T @ rows, rtol=1e-12, atol=1e-12)
+    assert lower_factor(np.diag([1.0, -1.0])) is None
+
+
+def test_threads_are_as_before_after_an_error(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.setattr(torch, "mm", None)
+        with pytest.raises(TypeError):
+            products(np.eye(2), np.eye(2))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
