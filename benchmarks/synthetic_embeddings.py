@@ -80,19 +80,19 @@ def _write(place: Location, number: int, first: int, codes: np.ndarray, shape: t
 def make(output: str, images: int, size: int = 512, storage: str = "float32", seed: int = 0) -> Any:
     """Write the dataset if it is not there yet; Ray is up. Return its identity sizes."""
     sizes = identity_sizes(images, seed)
-    config = EmbedConfig(output=output, storage=storage, images_per_shard=4096)
+    config = EmbedConfig(output=output, storage=storage, images_per_shard=1024)
     run = OutputRun(Location(output), "embed", config, {"source": f"{images} {size} {seed}"})
     if run.is_complete:
         return sizes
     codes = np.repeat(np.arange(len(sizes)), sizes)
     task: Any = ray.remote(_write)
     done = run.finished()
-    starts = range(0, images, 4096)
+    starts = range(0, images, 1024)
     progress = Progress("make", images, unit="embeddings")
     calls = (
         (
             task.remote(
-                run.output, number, first, codes[first : first + 4096], (size, storage, seed)
+                run.output, number, first, codes[first : first + 1024], (size, storage, seed)
             ),
             number,
         )

@@ -100,9 +100,11 @@ def plan_labels(dataset: Dataset, drop_duplicates: bool) -> LabelPlan:
         _shard(number, keys.slice(start, stop - start), codes[start:stop], family)
         for number, (start, stop, family) in enumerate(shard_bounds(codes))
     ]
-    return LabelPlan(
-        dataset.files, row_groups, shards, rejects, int(codes[-1]) + 1, _shared_content(keys)
-    )
+    shared = _shared_content(keys)
+    num_identities = int(codes[-1]) + 1
+    del keys
+    pa.default_memory_pool().release_unused()  # else the copies of keys count until the end
+    return LabelPlan(dataset.files, row_groups, shards, rejects, num_identities, shared)
 
 
 def shard_bounds(codes: NDArray[np.int64]) -> list[tuple[int, int, tuple[int, int]]]:
