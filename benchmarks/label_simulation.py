@@ -82,9 +82,8 @@ def report(options: argparse.Namespace) -> None:
         f"if rows are scattered: one more read and write of {images * row_bytes / GIB:,.1f} GiB,"
         f" {images * row_bytes / GIB * 3:,.0f} GiB moved in all"
     )
-    print(
-        f"closed form and Gram: {flop / 1e12:,.0f} TFLOP; all pairs: {2 * size * images**2:.1e} FLOP"
-    )
+    all_pairs = 2.0 * size * images**2
+    print(f"closed form and Gram: {flop / 1e12:,.0f} TFLOP; all pairs: {all_pairs:.1e} FLOP")
     for rate in (400e12, 600e12):
         pairs = all_pairs / (0.6 * rate) / 60
         print(

@@ -36,7 +36,7 @@ def run(config: AuditConfig) -> None:
     if not output.is_complete:
         plan = plan_labels(embeddings, drop_duplicates=False)
         with session(config.ray):
-            found = run_audit_job(config, embeddings, plan)
+            found = run_audit_job(config, embeddings, plan, output.work / "rows")
         publish(found, output)
     sys.stdout.write(findings_text(output.output) + "\n")
     sys.stdout.write(f"report: {(output.output / REPORT).uri}\n")

@@ -227,7 +227,7 @@ def survey_block(
         plan: How they are looked at.
     """
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    stops = np.append(starts[1:], len(codes))
+    stops = np.append(starts, len(codes))[1:]
     own, best = (np.full(len(unit), np.nan, np.float32) for _ in range(2))
     person, first = np.zeros(len(unit), np.int64), np.full(len(unit), -1, np.int64)
     means = np.zeros((len(starts), unit.shape[1]), np.float32)

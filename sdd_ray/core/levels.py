@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from sdd_ray.core.error_rates import threshold_at_fmr
 from sdd_ray.core.similarity import products
@@ -47,8 +47,8 @@ def provisional_levels(nonmated: NDArray[np.float32], fmr: float, chance_fmr: fl
     """
     if len(nonmated) == 0:
         return Levels(np.nan, np.nan)
-    median, sigma_above = np.quantile(nonmated, [0.5, norm.cdf(1.0)])
-    match = float(median + norm.isf(fmr) * (sigma_above - median))
+    median, sigma_above = np.quantile(nonmated, [0.5, ndtr(1.0)])
+    match = float(median - ndtri(fmr) * (sigma_above - median))
     chance = threshold_at_fmr(nonmated, chance_fmr).threshold
     return Levels(max(match, chance), chance)
 

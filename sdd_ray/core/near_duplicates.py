@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from sdd_ray.core.similarity import products
 
@@ -189,7 +189,9 @@ def plan_hashes(limit: float, recall: float, num_images: int) -> HashPlan:
     in_table = agree**bits
     kept = 1.0 - _CHECK_LOSS
     tables = max(1, math.ceil(math.log1p(-min(recall / kept, 1 - 1e-9)) / math.log1p(-in_table)))
-    max_differing = int(binom.ppf(kept, _CHECK_BITS, 1.0 - agree))
+    # The number of differing signs is binomial: the first count that is not exceeded too often.
+    within = bdtr(np.arange(_CHECK_BITS + 1), _CHECK_BITS, 1.0 - agree)
+    max_differing = int(np.argmax(within >= kept))
     return HashPlan(tables, bits, max_differing, kept * (1.0 - (1.0 - in_table) ** tables))
 
 

@@ -20,10 +20,18 @@ from sdd_ray.engine.audit_search import (
     shared_images,
     suspects,
 )
-from sdd_ray.engine.auditing import Pool, levels_of, load, provisional_levels_of, survey
+from sdd_ray.engine.auditing import (
+    Pool,
+    check_sample,
+    levels_of,
+    load,
+    provisional_levels_of,
+    survey,
+)
 from sdd_ray.engine.label_plan import LabelPlan
 from sdd_ray.settings import AuditConfig
 from sdd_ray.store.dataset import Dataset, open_dataset
+from sdd_ray.store.location import Location
 
 SIGNED_GAP = "signed_gap"
 
@@ -58,7 +66,9 @@ class Findings:
         return self.context.audited.names.take(places)
 
 
-def run_audit_job(config: AuditConfig, dataset: Dataset, plan: LabelPlan) -> Findings:
+def run_audit_job(
+    config: AuditConfig, dataset: Dataset, plan: LabelPlan, work: Location
+) -> Findings:
     """Look for everything that the configuration asks for.
 
     Raises:
@@ -66,7 +76,8 @@ def run_audit_job(config: AuditConfig, dataset: Dataset, plan: LabelPlan) -> Fin
         TooManyRejectsError: More rows than allowed had to be set aside.
         ResourceError: The cluster has no room for the workers.
     """
-    audited = load(config, dataset, plan)
+    audited = load(config, dataset, plan, work)
+    check_sample(config, audited)
     pool = Pool(config, audited.blocks)
     first = provisional_levels_of(config, audited, pool)
     surveyed = survey(config, audited, pool, first)

@@ -110,10 +110,11 @@ class _Report:
             " clearest come first. Look before you delete.\n\n"
             f"All decisions rest on levels of this very set. Two images match above"
             f" {at['match']:.3f}, which {_percent(at['match_fmr'])} of the comparisons between"
-            f" different identities exceed (FMR). Below {at['chance']:.3f}, which"
-            f" {_percent(at['chance_fmr'])} exceed, they are at chance. An image belongs elsewhere"
-            f" only above {at['elsewhere']:.3f}: {_percent(at['elsewhere_fpir'])} of the images"
-            " without fault come as close to a stranger (FPIR).\n\n"
+            " different identities exceed (FMR), images that do not agree with their own identity"
+            f" left out. Below {at['chance']:.3f}, which {_percent(at['chance_fmr'])} exceed, they"
+            f" are at chance. An image belongs elsewhere only above {at['elsewhere']:.3f}: at most"
+            f" {_percent(at['elsewhere_fpir'])} of the images without fault come as close to a"
+            " stranger (FPIR).\n\n"
             "How similar an image is to its identity is the upper quartile of its similarities to"
             " the other images: a few wrong ones among them do not matter."
         )
@@ -136,8 +137,8 @@ class _Report:
         """Return the images that belong to another identity."""
         count = self._said["suspects"]["elsewhere"]
         text = (
-            f"{_counted(count, 'image')} match fewer than a quarter of the images of their own"
-            " identity, and another identity much better, which is named. The score is the"
+            f"{_counted(count, 'image')}. Each matches fewer than a quarter of the images of its"
+            " own identity, and another identity, which is named, much better. The score is the"
             " difference of the two similarities."
         )
         return self._suspects("Images that belong elsewhere", text, ["elsewhere"])
@@ -173,8 +174,8 @@ class _Report:
         total = sum(self._said["suspects"][name] for name in names)
         table = self._made["suspects"].take(pa.array(places, pa.int64()))
         what = " and ".join(name.replace("_", " ") for name in names)
-        columns = {k: v for k, v in _SUSPECT_COLUMNS.items() if table[k].null_count < len(table)}
-        return self._section(heading, text, cases, (table, columns, what, total))
+        rest = (table, _known(table, _SUSPECT_COLUMNS), what, total)
+        return self._section(heading, text, cases, rest)
 
     def same_person(self) -> Section:
         """Return the identities that may be one person."""
@@ -188,7 +189,17 @@ class _Report:
         )
         table = self._made["same_person"].slice(0, self._most)
         cases = self._faces.same_person(range(table.num_rows)) if self._faces else ()
-        columns = {name: name.replace("_", " ") for name in table.column_names}
+        columns = {
+            "identity_a": "identity",
+            "identity_b": "and",
+            "likeness": "likeness",
+            "mean_similarity": "between",
+            "mated_mean_a": "within",
+            "mated_mean_b": "within the other",
+            "num_images_a": "images",
+            "num_images_b": "of the other",
+            "certainty": "certainty",
+        }
         rest = (table, columns, "pairs", said["pairs"])
         return self._section("One person under several names", text, cases, rest)
 
@@ -198,12 +209,25 @@ class _Report:
         text = (
             f"{_counted(said['two_people'], 'identity', 'identities')} with two or more groups of"
             " images that match within each group, and are at chance between them."
-            f" In {said['poor_images']:,} more the second group has such short embeddings that it"
-            " is put down to poor images, or to another pose, of the same person; they come last."
+            f" In {said['poor_images']:,} more the smaller groups have such short embeddings that"
+            " they are put down to poor images, or another pose, of the same person; these come"
+            " last."
         )
         table = self._made["mixed"].slice(0, self._most)
         cases = self._faces.mixed(range(table.num_rows)) if self._faces else ()
-        columns = {name: name.replace("_", " ") for name in table.column_names}
+        columns = {
+            "identity": "identity",
+            "verdict": "verdict",
+            "num_images": "images",
+            "num_groups": "groups",
+            "images_first": "in first",
+            "images_second": "in second",
+            "within_first": "within first",
+            "within_second": "within second",
+            "between": "between",
+            "norm_rank": "length",
+        }
+        columns = _known(table, columns)
         total = said["two_people"] + said["poor_images"]
         rest = (table, columns, "identities", total)
         return self._section("Two people in one identity", text, cases, rest)
@@ -285,7 +309,8 @@ class _Report:
         part: tuple[pa.Table, Mapping[str, str], str, int],
     ) -> Section:
         table, columns, what, total = part
-        figures = [Cases(tuple(cases))] if cases else []
+        is_compact = all(len(case.groups) == 1 for case in cases)
+        figures = [Cases(tuple(cases), is_compact)] if cases else []
         if self._faces is not None and self._faces.none_could_be_read:
             text += f"\n\nNone of {self._faces.num_tried:,} images tried could be read."
             figures = []
@@ -306,6 +331,11 @@ def _described(table: pa.Table, rows: NDArray[np.int64], *, named: bool) -> tupl
         words += ", equal pixels"
     names = pc.unique(part["identity"]).to_pylist()
     return (", ".join(names[:4]) + (", …" if len(names) > 4 else "") if named else names[0]), words
+
+
+def _known(table: pa.Table, columns: Mapping[str, str]) -> dict[str, str]:
+    """Return the columns that hold any value."""
+    return {k: v for k, v in columns.items() if table[k].null_count < table.num_rows}
 
 
 def _cells(table: pa.Table, names: list[str]) -> list[list[Cell]]:

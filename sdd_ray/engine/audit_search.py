@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,9 @@ class Mixed:
     Attributes:
         split: Groups and similarities; `split.identity` is the number in the set.
         groups: Images of each group, the largest first.
-        norm_rank: Median of the second group; NaN where lengths say nothing.
-        is_poor: Whether the second group is put down to poor images instead.
+        norm_rank: Median of a group, the largest of the smaller groups'; NaN where lengths say
+            nothing.
+        is_poor: Whether all smaller groups are put down to poor images instead.
     """
 
     split: Split
@@ -98,7 +100,7 @@ def mixed_identities(context: Context) -> list[Mixed]:
         start, stop = np.searchsorted(audited.codes, [split.identity, split.identity + 1])
         group = survey.group[start:stop]
         groups = [start + np.flatnonzero(group == n + 1) for n in range(split.num_groups)]
-        rank = float(np.median(audited.norm_rank[groups[1]]))
+        rank = max(float(np.median(audited.norm_rank[rows])) for rows in groups[1:])
         found.append(Mixed(split, groups, rank, rank < limit))
     return sorted(found, key=lambda m: (m.is_poor, -len(m.groups[1]), m.split.identity))
 
@@ -134,7 +136,7 @@ def suspects(context: Context, same: SamePerson, mixed: list[Mixed]) -> Suspects
     """Search the best other identity of the images that fit their own the least."""
     config, audited, survey = context.config, context.audited, context.survey
     weak = np.flatnonzero(survey.own < context.levels.match)
-    most = int(config.suspects.max_share * len(audited.codes))
+    most = ceil(config.suspects.max_share * len(audited.codes))
     rows = np.sort(weak[np.argsort(survey.own[weak], kind="stable")[:most]])
     faultless = audited.sample.rows
     faultless = faultless[survey.own[faultless] >= context.levels.match]
@@ -220,8 +222,7 @@ class SharedImages:
     Attributes:
         rows: (M,) images of the set, those of one group side by side.
         group: (M,) number of the group, from 0.
-        similarity: (M,) largest similarity to an image of another identity; NaN where none was
-            compared, as with another image of the own identity that has equal pixels.
+        similarity: (M,) largest similarity to an image of another identity; 1 for equal pixels.
         same_content: (M,) whether an image of another identity has equal pixels.
         num_pairs: Pairs of nearly equal embeddings found, all of them.
         method: exact or hashes. recall: expected share of the pairs at the limit that are found.
@@ -270,24 +271,46 @@ def _candidates(context: Context, plan: HashPlan) -> Iterator[Pairs]:
     audited, limit = context.audited, context.config.duplicates.similarity
     offsets = audited.offsets
     pairs = _hashed(context, plan)
-    place = [np.searchsorted(offsets, side, side="right") - 1 for side in pairs]
-    order = np.lexsort((place[1], place[0]))
-    blocks = np.stack(place)[:, order]
-    starts = np.flatnonzero(np.any(np.diff(blocks, axis=1, prepend=-1), axis=0))
-    runs = np.split(order, starts[1:])
-    items = [(tuple(blocks[:, s].tolist()), run) for s, run in zip(starts, runs, strict=True)]
+    items = pairs_by_blocks(pairs, offsets)
 
     def call(actor: Any, item: tuple[tuple[int, int], NDArray[np.int64]]) -> Any:
         number, run = item
         local = tuple(side[run] - offsets[block] for side, block in zip(pairs, number, strict=True))
         return actor.similarities.remote(number, local)
 
-    progress = Progress("compare candidates", len(order), unit="pairs")
+    progress = Progress("compare candidates", pairs.shape[1], unit="pairs")
     for (left, right), (i, j, values) in context.pool.run(
         progress, call, items, lambda result: len(result[1][0])
     ):
         kept = values >= limit
         yield i[kept] + offsets[left], j[kept] + offsets[right], values[kept]
+
+
+def pairs_by_blocks(
+    pairs: NDArray[np.int64], offsets: NDArray[np.int64]
+) -> list[tuple[tuple[int, int], NDArray[np.int64]]]:
+    """Return which pairs lie in the same two blocks.
+
+    Args:
+        pairs: (2, P) images.
+        offsets: (B + 1,) first image of each block, and the number of images.
+
+    Example:
+        >>> pairs = np.array([[0, 1, 0], [7, 2, 6]])
+        >>> [(blocks, run.tolist()) for blocks, run in pairs_by_blocks(pairs, np.array([0, 5, 9]))]
+        [((0, 0), [1]), ((0, 1), [0, 2])]
+        >>> pairs_by_blocks(pairs[:, :0], np.array([0, 5, 9]))
+        []
+    """
+    place = np.searchsorted(offsets, pairs, side="right") - 1
+    order = np.lexsort((place[1], place[0]))
+    blocks = place[:, order]
+    starts = np.flatnonzero(np.any(np.diff(blocks, axis=1, prepend=-1), axis=0))
+    stops = np.append(starts, len(order))[1:]
+    return [
+        ((int(blocks[0, start]), int(blocks[1, start])), order[start:stop])
+        for start, stop in zip(starts, stops, strict=True)
+    ]
 
 
 def _hashed(context: Context, plan: HashPlan) -> NDArray[np.int64]:

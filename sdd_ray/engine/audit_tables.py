@@ -101,7 +101,7 @@ def _mixed(found: Findings) -> pa.Table:
             "within_first": _floats([m.split.within[0] for m in part]),
             "within_second": _floats([m.split.within[1] for m in part]),
             "between": _floats([m.split.between for m in part]),
-            "norm_rank_second": _floats([m.norm_rank for m in part]),
+            "norm_rank": _floats([m.norm_rank for m in part]),
         }
     )
 

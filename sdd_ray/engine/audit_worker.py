@@ -12,7 +12,6 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from sdd_ray.columns import EMBEDDING
 from sdd_ray.core.audit import (
     BlockSurvey,
     Identities,
@@ -36,12 +35,9 @@ from sdd_ray.core.near_duplicates import (
     pair_similarities,
     pairs_above,
 )
-from sdd_ray.core.similarity import check_embeddings, normalise
-from sdd_ray.engine.evaluating import embedding_matrix
 from sdd_ray.engine.label_plan import LabelShard
-from sdd_ray.errors import InputError, SddError
-from sdd_ray.store.dataset import read_parquet
-from sdd_ray.store.location import Location
+from sdd_ray.engine.shard_rows import Place, RowSource, other_size, read_unit_rows
+from sdd_ray.errors import SddError
 
 
 @dataclass(frozen=True)
@@ -53,53 +49,27 @@ class Sample:
     rows: NDArray[np.int64]
 
 
-def read_unit_rows(
-    files: Sequence[Location], shard: LabelShard
-) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """Return (M, d) the usable rows of a shard at unit length, and (N,) what is wrong with each.
-
-    Raises:
-        InputError: A file is damaged, or embeddings have different lengths.
-    """
-    matrix: NDArray[np.float32] | None = None
-    for number in np.unique(shard.files):
-        wanted = shard.files == number
-        column = read_parquet(files[number], [EMBEDDING])[EMBEDDING]
-        try:
-            part = embedding_matrix(column)[shard.rows[wanted]]
-        except InputError as error:
-            raise InputError(f"{files[number].uri}: {error}") from error
-        if matrix is None:
-            matrix = np.empty((len(shard.rows), part.shape[1]), np.float32)
-        if part.shape[1] != matrix.shape[1]:
-            raise other_size(files[number], part.shape[1], matrix.shape[1])
-        matrix[wanted] = part
-    rows = np.zeros((0, 1), np.float32) if matrix is None else matrix
-    faults = check_embeddings(rows)
-    return normalise(rows[faults == 0])[0], faults
-
-
-def other_size(file: Location, size: int, others: int) -> InputError:
-    """Return the error for a file whose embeddings have another length than others."""
-    return InputError(f"{file.uri}: embeddings of {size} numbers, others have {others}")
-
-
 def load_block(
-    files: Sequence[Location], shards: Sequence[LabelShard], drawn: NDArray[np.int64]
+    source: RowSource,
+    shards: Sequence[LabelShard],
+    places: Sequence[Place],
+    drawn: NDArray[np.int64],
 ) -> tuple[Any, Any]:
     """Return (unit, codes) of a block for the object store, and (sample, faults) for the driver.
 
     Args:
-        files: Of the dataset.
+        source: Files of the rows.
         shards: Of the block.
+        places: Where their rows lie.
         drawn: Rows of the block, before any is set aside, that belong to the sample.
     """
     try:
-        parts = [read_unit_rows(files, shard) for shard in shards]
+        parts = [read_unit_rows(source, place) for place in places]
         sizes = [unit.shape[1] for unit, _ in parts]
         if min(sizes) < max(sizes):
-            place = int(np.argmax(np.array(sizes) != sizes[0]))
-            raise other_size(files[shards[place].files[0]], sizes[place], sizes[0])
+            number = int(np.argmax(np.array(sizes) != sizes[0]))
+            file = source.origin(int(places[number].files[0]))
+            raise other_size(file, sizes[number], sizes[0])
     except SddError as error:
         return None, error
     unit = np.concatenate([part for part, _ in parts])
@@ -181,13 +151,12 @@ class AuditWorker:
         key, check = (np.concatenate(ray.get(list(side))) for side in (keys, checks))
         return candidate_pairs(key, check, codes, max_differing)
 
-    def provisional(self, sample: Sample, rates: tuple[float, float]) -> tuple[Levels, int]:
-        """Return the provisional levels of the set, and the comparisons they rest on."""
-        nonmated = nonmated_similarities(sample.unit, sample.codes)
-        return provisional_levels(nonmated, *rates), len(nonmated)
+    def provisional(self, sample: Sample, rates: tuple[float, float]) -> Levels:
+        """Return the provisional levels of the set."""
+        return provisional_levels(nonmated_similarities(sample.unit, sample.codes), *rates)
 
     def trusted(self, sample: Sample, levels: Levels, fmr: float) -> tuple[Levels, int]:
-        """Return the levels from trusted images only; `codes` of the sample are people."""
+        """Return the levels from trusted images, and the comparisons; `codes` are people."""
         nonmated = nonmated_similarities(sample.unit, sample.codes)
         return trusted_levels(nonmated, levels, fmr), len(nonmated)
 

@@ -26,14 +26,16 @@ from sdd_ray.core.audit import (
 from sdd_ray.core.levels import Levels
 from sdd_ray.core.similarity import EMBEDDING_REASONS
 from sdd_ray.core.verdicts import norm_ranks
-from sdd_ray.engine.audit_worker import AuditWorker, Sample, load_block, other_size, strings
+from sdd_ray.engine.audit_worker import AuditWorker, Sample, load_block, strings
 from sdd_ray.engine.label_plan import LabelPlan, LabelShard
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.session import pool_size
+from sdd_ray.engine.shard_rows import arrange, other_size
 from sdd_ray.engine.tasks import run_on_pool
 from sdd_ray.errors import InputError, SddError, TooManyRejectsError
 from sdd_ray.settings import AuditConfig
 from sdd_ray.store.dataset import Dataset, read_parquet
+from sdd_ray.store.location import Location
 from sdd_ray.store.run import Reject
 
 
@@ -111,7 +113,7 @@ class Pool:
         progress.close()
 
 
-def load(config: AuditConfig, dataset: Dataset, plan: LabelPlan) -> AuditedSet:
+def load(config: AuditConfig, dataset: Dataset, plan: LabelPlan, work: Location) -> AuditedSet:
     """Bring all blocks into the object store; set aside what cannot be used.
 
     Raises:
@@ -122,7 +124,11 @@ def load(config: AuditConfig, dataset: Dataset, plan: LabelPlan) -> AuditedSet:
     sizes = [sum(len(shard.codes) for shard in block) for block in shards]
     drawn = _drawn(config, sizes)
     task: Any = ray.remote(load_block).options(num_returns=2, name="load embeddings", max_retries=3)
-    refs = [task.remote(plan.files, *item) for item in zip(shards, drawn, strict=True)]
+    source, places = arrange(plan, work)
+    refs = [
+        task.remote(source, block, [places[shard.number] for shard in block], some)
+        for block, some in zip(shards, drawn, strict=True)
+    ]
     progress = Progress("load", sum(sizes), unit="embeddings")
     samples: list[Sample] = []
     faults: list[NDArray[np.int8]] = []
@@ -233,22 +239,15 @@ def _columns(
 
 
 def provisional_levels_of(config: AuditConfig, audited: AuditedSet, pool: Pool) -> Levels:
-    """Return levels that errors in the set hardly move, see `core.levels`.
-
-    Raises:
-        InputError: There are too few comparisons between identities.
-    """
-    rates = config.thresholds
-    both = (rates.fmr, rates.chance_fmr)
-    ((levels, count),) = pool.run(
+    """Return levels that errors in the set hardly move, see `core.levels`."""
+    rates = (config.thresholds.fmr, config.thresholds.chance_fmr)
+    levels: Levels
+    (levels,) = pool.run(
         Progress("first thresholds", 1, unit="samples"),
-        lambda actor, sample: actor.provisional.remote(sample, both),
+        lambda actor, sample: actor.provisional.remote(sample, rates),
         [ray.put(audited.sample)],
     )
-    if count * rates.fmr < 1:
-        raise _too_few(rates.fmr, len(audited.sample.codes), count)
-    found: Levels = levels
-    return found
+    return levels
 
 
 def levels_of(
@@ -282,6 +281,18 @@ def levels_of(
     if np.isnan(levels.match):
         raise _too_few(fmr, len(rest.codes), count)
     return levels, count
+
+
+def check_sample(config: AuditConfig, audited: AuditedSet) -> None:
+    """Check that the sample makes enough comparisons for its thresholds, before any is made.
+
+    Raises:
+        InputError: It does not.
+    """
+    codes, fmr = audited.sample.codes, config.thresholds.fmr
+    count = (len(codes) ** 2 - int(np.square(np.bincount(codes)).sum())) // 2
+    if count * fmr < 1:
+        raise _too_few(fmr, len(codes), count)
 
 
 def _too_few(fmr: float, images: int, comparisons: int) -> InputError:

@@ -6,7 +6,7 @@ scale, and tasks write the parts again with their labels, and the identities bes
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,8 @@ class Scaling:
         """Return (N, K) what is scaled; NaN where there is no label, or it is trimmed."""
         if self.source == ROUNDS:
             lists = table[ROUNDS].combine_chunks()
-            width = max(pc.max(pc.list_value_length(lists)).as_py() or 1, 1)
+            # without a label in the part its width is not known, but the scales' number is
+            width = max(pc.max(pc.list_value_length(lists)).as_py() or 1, len(self.scales))
             found = np.full((len(lists), width), np.nan)
             found[np.asarray(lists.is_valid())] = lists.flatten().to_numpy().reshape(-1, width)
         else:
@@ -184,7 +185,13 @@ def _fit(config: LabelConfig, raw: Location, names: Sequence[Sequence[str]]) -> 
             float(ends[1]) if config.trim.high > 0 else np.inf,
         )
         scaling = Scaling(source, kept)
+        num_labelled = len(means)
         means, low, high = _values(raw, names, scaling)
+        if len(means) == 0:
+            raise InputError(
+                f"trim.low={config.trim.low:g} and trim.high={config.trim.high:g} leave none of"
+                f" {num_labelled:,} labels"
+            )
     if per_round:
         scales = [fit_scale(np.array(ends)) for ends in zip(low, high, strict=True)]
     else:
@@ -249,9 +256,9 @@ def _write_group(
             for record in family:
                 table = _scaled(read_parquet(raw / f"{record.name}.parquet"), scaling)
                 counted.count(table)
-                written.append(
-                    write_part(output, record.name, table, record.rejects, record.rows_in)
-                )
+                part = write_part(output, record.name, table, record.rejects, record.rows_in)
+                peak = max(part.peak_memory_mib, record.peak_memory_mib)
+                written.append(replace(part, peak_memory_mib=peak))
                 tables.append(table.select([IDENTITY, PSEUDO_LABEL]))
                 counts.append(_histograms(raw / f"{record.name}.npz"))
                 counted.histograms = counted.histograms.merge(counts[-1][0])

@@ -182,7 +182,7 @@ def _sum_group(
             if len(unit):
                 part = partial_sums(unit)
                 if sums is not None and sums.total.shape != part.total.shape:
-                    raise other_size(source.files[place.files[0]], unit.shape[1], sums.total.size)
+                    raise other_size(source.origin(place.files[0]), unit.shape[1], sums.total.size)
                 sums = part if sums is None else sums.merge(part)
             order = sampling_order(
                 image_digests(ids.filter(pa.array(faults == 0)).to_pylist()), seed

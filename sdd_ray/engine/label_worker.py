@@ -32,6 +32,7 @@ _PAYS = 0.5  # of the time of float32 products, up to which bfloat16 ones are wo
 
 ROUNDS = "rounds"
 TOO_FEW = "too_few_images"
+TOO_FEW_LEFT = "too_few_comparisons_left"
 
 RAW_LABELS = pa.schema(
     [
@@ -180,6 +181,12 @@ class LabelWorker:
     def _reasons(self, labelled: Labelled, shard: Shard, part: tuple[int, int]) -> list[str | None]:
         """Return why rows have no label; the method's own reasons come first."""
         reasons = [DISTANCE_REASONS[code] or None for code in labelled.reason]
+        if self._config.method == "leave_one_out":
+            nothing = np.isnan(labelled.leave_one_out)
+            reasons = [
+                TOO_FEW_LEFT if without and reason is None else reason
+                for reason, without in zip(reasons, nothing, strict=True)
+            ]
         group = shard.group[part[0] : part[1]]
         too_few = np.diff(shard.starts)[group] < self._config.min_images
         return [TOO_FEW if few else reason for reason, few in zip(reasons, too_few, strict=True)]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from sdd_ray.core.error_rates import counts_within
 from sdd_ray.core.leave_one_out import PairHistograms, pair_histograms
 from sdd_ray.core.reference import Block
 from sdd_ray.engine.label_plan import LabelPlan
@@ -99,7 +100,9 @@ def _label(
     actors = [actor.remote(config, raw.location, shared) for _ in range(min(workers, len(missing)))]
     pairs = None
     if config.method == "leave_one_out":
-        pairs = ray.put(_count_all_pairs(plan, actors, found, work / _PAIRS))
+        counted = _count_all_pairs(plan, actors, found, work / _PAIRS)
+        _check_rate(config.leave_one_out.fmr, counted)
+        pairs = ray.put(counted)
     for record in _labelled(config, plan, actors, pairs, raw):
         raw.records[record.name] = record
 
@@ -169,6 +172,15 @@ def _count_all_pairs(
     np.savez_compressed(sink, mated=pairs.mated, nonmated=pairs.nonmated)
     file.write_bytes(sink.getvalue())
     return pairs
+
+
+def _check_rate(fmr: float | None, pairs: PairHistograms) -> None:
+    total = int(pairs.nonmated.sum())
+    if fmr is not None and (total == 0 or counts_within(np.array([fmr]), total)[0] == 0):
+        raise InputError(
+            f"leave_one_out.fmr={fmr:g} allows no false match among {total:,} nonmated pairs;"
+            " it needs a larger rate, or more images"
+        )
 
 
 def _check_share(config: LabelConfig, plan: LabelPlan, found: FirstPass) -> None:

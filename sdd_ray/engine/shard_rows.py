@@ -52,10 +52,13 @@ class RowSource:
         files: Parquet files, or files of regrouped rows.
         row_groups: For each Parquet file the rows at which its row groups begin, and their number;
             None for regrouped rows.
+        origins: For each file of regrouped rows the first file of the dataset that is in it, which
+            errors name; None for Parquet files.
     """
 
     files: tuple[Location, ...]
     row_groups: tuple[NDArray[np.int64], ...] | None
+    origins: tuple[Location, ...] | None = None
 
     def read(self, place: Place) -> NDArray[Any]:
         """Return (N, d) embeddings as they are stored.
@@ -70,9 +73,13 @@ class RowSource:
             if matrix is None:
                 matrix = np.empty((len(place.rows), part.shape[1]), part.dtype)
             if part.shape[1] != matrix.shape[1]:
-                raise other_size(self.files[number], part.shape[1], matrix.shape[1])
+                raise other_size(self.origin(number), part.shape[1], matrix.shape[1])
             matrix[wanted] = part
         return np.zeros((0, 1), np.float32) if matrix is None else matrix
+
+    def origin(self, number: int) -> Location:
+        """Return the file of the dataset to name in an error about a file."""
+        return (self.origins or self.files)[number]
 
     def _read(self, number: int, rows: NDArray[np.int64]) -> NDArray[Any]:
         file = self.files[number]
@@ -170,7 +177,8 @@ def regroup(plan: LabelPlan, source: RowSource, work: Location) -> tuple[RowSour
         Place(batch[start:end].astype(np.int32), rank[start:end])
         for start, end in zip([0, *ends[:-1]], ends, strict=True)
     ]
-    return RowSource(targets, None), places
+    origins = [plan.files[n] for n in np.searchsorted(batch_of_file, np.arange(len(cuts)))]
+    return RowSource(targets, None, tuple(origins)), places
 
 
 def _batches(plan: LabelPlan) -> NDArray[np.int64]:

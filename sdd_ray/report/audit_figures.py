@@ -22,7 +22,7 @@ _STYLES: dict[str, tuple[str, str, float]] = {
     "unknown": (drawing.BLUE, "s", 13),
     "either": (drawing.GREEN, "^", 16),
     "poor": (drawing.INK, "x", 14),
-    "unclear": (drawing.GREY, ".", 8),
+    "unclear": (drawing.GREY, ".", 20),
 }
 
 
@@ -46,14 +46,16 @@ def own_histogram(own: Floats, marks: Mapping[str, float]) -> Figure:
     axes.hist(known, bins=np.linspace(low, 1.0, _NUM_BINS + 1).tolist(), color=drawing.BLUE)
     top = axes.get_ylim()[1]
     axes.set_ylim(0, top * 1.22)
-    for number, (name, value) in enumerate(sorted(marks.items(), key=lambda item: item[1])):
+    highest = max(marks.values())
+    for name, value in marks.items():
         axes.axvline(value, color=drawing.INK, linewidth=1.2, dashes=(4, 2))
+        is_last = value == highest  # its name stands to the right, where the other's line is not
         axes.annotate(
             f"{name} {value:.2f}",
-            (value, top * (1.17 - 0.09 * number)),
-            xytext=(-5, 0),
+            (value, top * 1.14),
+            xytext=(5 if is_last else -5, 0),
             textcoords="offset points",
-            horizontalalignment="right",
+            horizontalalignment="left" if is_last else "right",
             verticalalignment="center",
         )
     axes.set_xlim(low, 1.0)
@@ -96,7 +98,7 @@ def suspect_map(
         chosen = drawn[names[drawn] == name]
         colour, marker, size = _STYLES[name]
         if len(chosen):
-            total = int((names == name).sum())
+            total = int((names[known] == name).sum())
             axes.scatter(
                 own[chosen],
                 nearest[chosen],
@@ -114,7 +116,7 @@ def suspect_map(
     axes.set_ylabel("to the nearest other")
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=3, columnspacing=1.2)
     counts = ", ".join(
-        f"{int((names == name).sum()):,} {name}" for name in _STYLES if (names == name).any()
+        f"{count:,} {name}" for name in _STYLES if (count := int((names[known] == name).sum()))
     )
     alt = (
         f"Scatter of {len(known):,} suspects: {counts}. Images above {elsewhere:.2f} resemble"

@@ -44,7 +44,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """Findings of one kind, one below the other."""
+    """Findings of one kind, one below the other.
+
+    Attributes:
+        cases: In order.
+        is_compact: Two side by side where there is room, for findings of few images.
+    """
 
     cases: tuple[Case, ...]
-    caption: str = ""
+    is_compact: bool = False

@@ -160,8 +160,8 @@ def _face_tile(tile: FaceTile) -> str:
 
 def _cases(cases: Cases) -> str:
     items = "".join(_case(case) for case in cases.cases)
-    caption = _caption(cases.caption)
-    return f'<figure class="wide"><ol class="cases">{items}</ol>{caption}</figure>\n'
+    kind = "cases compact" if cases.is_compact else "cases"
+    return f'<figure class="wide"><ol class="{kind}">{items}</ol></figure>\n'
 
 
 def _case(case: Case) -> str:
@@ -173,7 +173,8 @@ def _case(case: Case) -> str:
 def _face_group(group: FaceGroup) -> str:
     faces = "".join(_face(face) for face in group.faces)
     kind = ' class="subject"' if group.is_subject else ""
-    return f"<div{kind}><small>{html.escape(group.title)}</small><ul>{faces}</ul></div>"
+    title = f"<small>{html.escape(group.title)}</small>" if group.title else ""
+    return f"<div{kind}>{title}<ul>{faces}</ul></div>"
 
 
 def _face(face: Face) -> str:

@@ -56,6 +56,9 @@ figcaption{color:var(--muted);font-size:.86rem;line-height:1.4;margin-top:.5rem}
 .cases>li{display:grid;grid-template-columns:170px 1fr;gap:.4rem 1.2rem;
  padding:.8rem 0;border-top:1px solid var(--line);break-inside:avoid}
 .cases>li:first-child{border-top:0;padding-top:.2rem}
+.compact{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,440px),1fr));
+ column-gap:1.6rem}
+.cases.compact>li{grid-template-columns:150px 1fr;border-top:0;padding:.5rem 0}
 .cases .words b{display:block;font-size:.9rem;line-height:1.3;overflow-wrap:anywhere}
 .cases small{display:block;color:var(--muted);font-size:.78rem;line-height:1.35;
  overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
@@ -78,7 +81,7 @@ thead th{color:var(--muted);font-weight:600;border-bottom:1.5px solid var(--mute
 tbody th{font-weight:500}
 .number{text-align:right;white-space:nowrap}
 .facts td{overflow-wrap:anywhere}
-@media (max-width:720px){.cases>li{grid-template-columns:1fr}}
+@media (max-width:720px){.cases>li,.cases.compact>li{grid-template-columns:1fr}}
 @media (max-width:560px){.sheet{padding:1.4rem .9rem 2rem}figure{padding:.7rem .6rem .6rem}
  .highlight dd{font-size:1.35rem}
  .faces{grid-template-columns:repeat(auto-fill,minmax(62px,1fr))}}

@@ -1,8 +1,11 @@
 """The audit command: what it finds of errors put in, and that it depends on no order of work."""
 
 import io
+import os
 import re
+import signal
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +16,15 @@ from PIL import Image
 
 from sdd_ray import audit, label
 from sdd_ray.config import load_tree, main
+from sdd_ray.core.audit import Split
 from sdd_ray.core.preprocess import Preprocessing
 from sdd_ray.core.similarity import normalise
 from sdd_ray.engine import audit_search, auditing, label_plan
+from sdd_ray.engine.audit_worker import AuditWorker, load_block
+from sdd_ray.engine.shard_rows import RowSource, places_of
+from sdd_ray.errors import InputError
 from sdd_ray.settings import AuditConfig, LabelConfig
-from sdd_ray.store.dataset import read_json, read_parquet
+from sdd_ray.store.dataset import open_dataset, read_json, read_parquet
 from sdd_ray.store.location import Location
 from sdd_ray.store.recogniser import OnnxRecogniser
 from sdd_ray.store.run import INCOMPLETE, MANIFEST, parquet_bytes
@@ -132,12 +139,12 @@ def test_two_people_in_one_identity_are_found(first):
     _, tables, _ = first
     (mixed,) = tables["mixed"]
     assert (mixed["identity"], mixed["verdict"]) == (name(MERGED[0]), "two_people")
-    assert (mixed["images_first"], mixed["images_second"]) == (9, 9)
+    assert (mixed["images_first"], mixed["images_second"]) == (10, 10)
     assert mixed["within_second"] > 0.4
     assert mixed["between"] < 0.2
     groups = {r["image_id"]: r["group"] for r in tables["mixed_images"]}
-    by_person = {image_id: int(image_id[:4]) for image_id in groups}
-    assert {(by_person[i], group) for i, group in groups.items()} == {(11, 1), (12, 2)}
+    by_person = {(int(image_id[-5:]) // 10, group) for image_id, group in groups.items()}
+    assert by_person == {(11, 1), (12, 2)}
 
 
 def test_images_shown_twice_are_found(first):
@@ -168,29 +175,26 @@ def test_every_identity_has_a_row(first):
     assert manifest["counts"]["rows_in"] == 403
 
 
-def test_results_depend_on_no_workers_files_or_order(first, tmp_path):
+def test_results_depend_on_no_workers_files_order_or_accident(first, tmp_path, monkeypatch):
     folder, _, manifest = first
+    marker = tmp_path / "killed"
+
+    class Killed(AuditWorker):  # Within a function, so that it travels to the worker by value.
+        def survey(self, block, plan):
+            if block == 2 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().survey(block, plan)
+
+    monkeypatch.setattr(auditing, "AuditWorker", Killed)
     embeddings = write_embeddings(tmp_path / "embeddings", spoiled().shuffled(4), num_files=7)
     words = ("resources.workers=3", "resources.cpus_per_worker=1")
     _, again = run_audit(tmp_path / "audit", f"embeddings={embeddings}", *words)
+    assert marker.exists()
     assert again["digest"] == manifest["digest"]
     assert again["results"] == manifest["results"]
     page = (tmp_path / "audit" / "audit.html").read_bytes()
     assert page == (folder / "audit" / "audit.html").read_bytes()
-
-
-def test_candidates_by_hashes_find_the_same(first, tmp_path):
-    folder, tables, _ = first
-    given = (f"embeddings={folder}/embeddings", "duplicates.exact_images=100")
-    found, manifest = run_audit(tmp_path / "audit", *given)
-    shared = manifest["results"]["shared_images"]
-    assert (shared["method"], shared["pairs"], shared["groups"]) == ("hashes", 2, 2)
-    assert 0.95 <= shared["recall"] < 1
-    keys = ("group", "image_id", "identity", "same_content")
-    for one, other in zip(found["shared_images"], tables["shared_images"], strict=True):
-        assert [one[k] for k in keys] == [other[k] for k in keys]
-        assert one["similarity"] == pytest.approx(other["similarity"], abs=1e-5)
-    assert found["suspects"] == tables["suspects"]
 
 
 def test_again_says_the_same_and_another_configuration_is_refused(first, capsys):
@@ -238,6 +242,7 @@ def drawn(ray_session, small_work, tmp_path_factory):
     names = [image_id_of(7, code, n % 6) for n, code in enumerate(codes)]
     rows = Rows(unit.copy(), codes, names)
     rows.codes[8] = 5  # a face of person 1
+    rows.embeddings[11] = unit[70]  # one picture of persons 1 and 11
     rows.embeddings[20] = 0
     rows.embeddings[33, 2] = np.nan
     rows.image_ids[41] = rows.image_ids[40]
@@ -246,15 +251,14 @@ def drawn(ray_session, small_work, tmp_path_factory):
     tree = {"embeddings": embeddings, "output": str(folder / "labels"), "max_reject_share": 0.2}
     label.run(load_tree(LabelConfig, {**tree, "resources": {"workers": 1, "cpus_per_worker": 0.5}}))
     words = [f"embeddings={embeddings}", f"labels={folder}/labels", "max_reject_share=0.2"]
-    words += ["report.faces={kind: synthetic}", "thresholds.fmr=0.02", "seed=5"]
+    words += ["report.faces={kind: synthetic}", "thresholds.fmr=0.02", "duplicates.exact_images=20"]
     return folder, *run_audit(folder / "audit", *words)
 
 
 def test_faces_stand_beside_those_of_both_identities(drawn):
     folder, tables, _ = drawn
     page = (folder / "audit" / "audit.html").read_text(encoding="utf-8")
-    wrong = tables["suspects"][0]
-    assert wrong["image_id"] == image_id_of(7, 1, 2)
+    (wrong,) = (r for r in tables["suspects"] if r["image_id"] == image_id_of(7, 1, 2))
     assert wrong["suggested_identity"] == name(1)
     case = page[page.index(f"<b>{wrong['image_id']}</b>") :].split("</li></ol>")[0]
     alts = re.findall(r'<img src="data:image/jpeg;base64,[^"]+" alt="([^"]*)">', case)
@@ -277,6 +281,16 @@ def test_rows_that_cannot_be_used_are_set_aside(drawn):
     assert {r["image_id"] for r in rejects} == {
         image_id_of(7, row // 6, row % 6) for row in (20, 33, 40)
     }
+
+
+def test_candidates_by_hashes_hold_what_all_pairs_would(drawn):
+    _, tables, manifest = drawn
+    shared = manifest["results"]["shared_images"]
+    assert (shared["method"], shared["pairs"], shared["groups"]) == ("hashes", 1, 1)
+    assert 0.95 <= shared["recall"] < 1
+    found = [(r["image_id"], r["identity"]) for r in tables["shared_images"]]
+    assert found == [(image_id_of(7, 1, 5), name(1)), (image_id_of(7, 11, 4), name(11))]
+    assert [r["similarity"] for r in tables["shared_images"]] == pytest.approx([1, 1])
 
 
 def test_labels_are_added_where_they_are_given(drawn):
@@ -346,10 +360,11 @@ def test_one_identity_alone(complaint):
     status, err = complaint(Rows(unit, codes))
     assert status == 1
     assert "fmr=0.001 needs at least 1,000 comparisons between different identities" in err
-    assert "the sample of 30 images makes 0" in err
+    assert "30 sampled images make 0" in err
 
 
-def test_too_many_unusable_rows(complaint):
+def test_too_many_unusable_rows(complaint, monkeypatch):
+    monkeypatch.setattr(label_plan, "ROWS_PER_SHARD", 1000)
     rows = spoiled()
     rows.embeddings[:50] = 0
     status, err = complaint(rows)
@@ -357,30 +372,55 @@ def test_too_many_unusable_rows(complaint):
     assert "50 of 403 rows had to be set aside" in err
 
 
-@pytest.mark.parametrize("rows_per_shard", [60, 1000])
-def test_embeddings_of_two_sizes(tmp_path, capsys, monkeypatch, rows_per_shard):
-    """Whether they meet in one block or in two."""
-    monkeypatch.setattr(label_plan, "ROWS_PER_SHARD", rows_per_shard)
+def planned(folder, change):
+    """Return the plan of a dataset of two files, of which the second was changed."""
     rows = spoiled()
-    embeddings = write_embeddings(tmp_path / "embeddings", rows, num_files=2)
-    short = Rows(rows.embeddings[201:, :32], rows.codes[201:], rows.image_ids[201:])
-    (Location(embeddings) / "part-000001.parquet").write_bytes(parquet_bytes(short.table()))
-    assert main(AuditConfig, audit.run, [f"embeddings={embeddings}", f"output={tmp_path}/a"]) == 1
-    assert re.search(r"part-00000\d.parquet: embeddings of (32|48)", capsys.readouterr().err)
+    embeddings = write_embeddings(folder / "embeddings", rows, num_files=2)
+    table = change(rows)
+    (Location(embeddings) / "part-000001.parquet").write_bytes(parquet_bytes(table))
+    return label_plan.plan_labels(open_dataset(embeddings, ["embed"]), drop_duplicates=False)
 
 
-def test_a_file_with_a_null_embedding_is_named(tmp_path, capsys):
-    rows = spoiled()
-    embeddings = write_embeddings(tmp_path / "embeddings", rows, num_files=2)
+def shorter(rows):
+    return Rows(rows.embeddings[201:, :32], rows.codes[201:], rows.image_ids[201:]).table()
+
+
+def one_null(rows):
     table = rows.table(slice(201, 403))
     place = table.schema.get_field_index("embedding")
     some = table["embedding"].to_pylist()
     some[7] = None
     kind = table.schema.field(place)
-    table = table.set_column(place, kind, pa.array(some, kind.type))
-    (Location(embeddings) / "part-000001.parquet").write_bytes(parquet_bytes(table))
-    assert main(AuditConfig, audit.run, [f"embeddings={embeddings}", f"output={tmp_path}/a"]) == 1
-    assert "part-000001.parquet: embedding: expected no nulls" in capsys.readouterr().err
+    return table.set_column(place, kind, pa.array(some, kind.type))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (shorter, r"part-00000[01].parquet: embeddings of (32|128) numbers, others have"),
+        (one_null, "part-000001.parquet: embedding: expected no nulls"),
+    ],
+)
+def test_a_file_that_is_not_as_the_others_is_named(tmp_path, change, message):
+    """By the worker that reads a shard of both; it returns the error for the driver to raise."""
+    plan = planned(tmp_path, change)
+    source = RowSource(plan.files, plan.row_groups)
+    errors = [
+        load_block(source, [shard], [place], np.zeros(0, np.int64))[1]
+        for shard, place in zip(plan.shards, places_of(plan), strict=True)
+    ]
+    found = [str(error) for error in errors if isinstance(error, InputError)]
+    assert any(re.search(message, text) for text in found)
+
+
+def test_files_that_differ_between_blocks_are_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(label_plan, "ROWS_PER_SHARD", 200)
+    folder = planned(tmp_path, shorter).files[0].uri.rpartition("/")[0]
+    assert main(AuditConfig, audit.run, [f"embeddings={folder}", f"output={tmp_path}/a"]) == 1
+    err = capsys.readouterr().err
+    assert re.search(r"part-00000\d.parquet: embeddings of (32|128) numbers", err)
+    assert "Traceback" not in err
+    assert not (tmp_path / "a" / MANIFEST).exists()
 
 
 def test_shards_of_one_identity_are_one_block():
@@ -399,8 +439,30 @@ def test_shards_of_one_identity_are_one_block():
     assert [len(block) for block in blocks] == [1, 3, 1, 1]
 
 
-def test_real_faces_under_a_wrong_identity_are_found(shared_data, tmp_path):
-    """Thirty people of a real set, of whom some images are moved; the benchmark has the figures."""
+@pytest.mark.parametrize(
+    ("ranks", "limit", "is_poor"),
+    [
+        ([0.5] * 4 + [0.1] * 3 + [0.05] * 2, 0.15, True),
+        ([0.5] * 4 + [0.1] * 3 + [0.4] * 2, 0.15, False),
+        ([0.5] * 4 + [0.1] * 3 + [0.05] * 2, 0.0, False),
+        ([np.nan] * 9, 0.15, False),
+    ],
+)
+def test_groups_of_short_embeddings_only_are_put_down_to_poor_images(ranks, limit, is_poor):
+    group = np.repeat([0, 1, 2, 3], [1, 3, 3, 2])
+    context = SimpleNamespace(
+        audited=SimpleNamespace(codes=np.full(9, 4), norm_rank=np.array(ranks, np.float32)),
+        survey=SimpleNamespace(splits=[Split(4, 3, (0.6, 0.6), 0.0)], group=group),
+        config=SimpleNamespace(suspects=SimpleNamespace(poor_norm_rank=limit)),
+    )
+    (found,) = audit_search.mixed_identities(context)
+    assert found.is_poor == is_poor
+    assert [rows.tolist() for rows in found.groups] == [[1, 2, 3], [4, 5, 6], [7, 8]]
+
+
+def test_real_faces_under_a_wrong_identity_are_found(shared_data, tmp_path, monkeypatch):
+    """Twenty people of a real set, of whom some images are moved; the benchmark has the figures."""
+    monkeypatch.setattr(label_plan, "ROWS_PER_SHARD", 1000)
     model = OnnxRecogniser(
         shared_data / "recognizers" / "mobilefacenet_a.onnx",
         Preprocessing(scale=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
@@ -409,7 +471,7 @@ def test_real_faces_under_a_wrong_identity_are_found(shared_data, tmp_path):
     with tarfile.open(shared_data / "cfp112.tar") as archive:
         for member in archive:
             who, _, file = member.name.removeprefix("./").partition("/frontal/")
-            if not file.endswith(".jpg") or int(who) > 30:
+            if not file.endswith(".jpg") or int(who) > 20:
                 continue
             content = archive.extractfile(member).read()
             images.append(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
@@ -417,8 +479,8 @@ def test_real_faces_under_a_wrong_identity_are_found(shared_data, tmp_path):
             image_ids.append(member.name)
     person = np.array(person)
     codes = person.copy()
-    moved = np.random.default_rng(0).choice(len(codes), 12, replace=False)
-    codes[moved] = (codes[moved] + 7) % 30
+    moved = np.random.default_rng(0).choice(len(codes), 8, replace=False)
+    codes[moved] = (codes[moved] + 7) % 20
     rows = Rows(normalise(model.embed(np.stack(images)))[0], codes, image_ids)
     embeddings = write_embeddings(tmp_path / "embeddings", rows)
     tables, _ = run_audit(tmp_path / "audit", f"embeddings={embeddings}")
@@ -429,5 +491,5 @@ def test_real_faces_under_a_wrong_identity_are_found(shared_data, tmp_path):
     }
     wanted = {image_ids[row]: name(person[row]) for row in moved}
     right = sum(listed.get(image_id) == who for image_id, who in wanted.items())
-    assert right >= 10
+    assert right >= 7
     assert len(listed.keys() - wanted.keys()) <= 1

@@ -9,9 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from embedding_sets import clean, degraded, mislabelled, one_big, tiny
+from label_runs import (
+    Labeller,
+    assert_equals_scipy,
+    column,
+    digest,
+    distances_by_scipy,
+    identities,
+    manifest,
+    rejects,
+)
 from made_datasets import Rows, read_rows, write_embeddings
 from PIL import Image
-from scipy.stats import wasserstein_distance
 
 from sdd_ray import label
 from sdd_ray.config import load_tree, main
@@ -22,101 +31,18 @@ from sdd_ray.engine.label_worker import LabelWorker
 from sdd_ray.engine.progress import Progress
 from sdd_ray.errors import InputError, ResourceError, TooManyRejectsError
 from sdd_ray.settings import LabelConfig
-from sdd_ray.store.dataset import open_dataset, read_json, read_parquet
+from sdd_ray.store.dataset import open_dataset
 from sdd_ray.store.location import Location
 from sdd_ray.store.recogniser import OnnxRecogniser
 from sdd_ray.store.run import INCOMPLETE, MANIFEST, parquet_bytes, read_records
 
-pytestmark = pytest.mark.usefixtures("ray_session")
-
-ONE_WORKER = {"workers": 1, "cpus_per_worker": 0.5}
-EXACT = {"tolerance": 0.0}
-
-
-class Labeller:
-    """Writes rows as a dataset of embeddings and labels it, below one folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._numbers = iter(range(100))
-
-    def __call__(self, rows, num_files=1, seed=None, **keys):
-        """Return the path of the labels; `keys` are keys of the configuration."""
-        number = next(self._numbers)
-        rows = rows if seed is None else rows.shuffled(seed)
-        embeddings = write_embeddings(self.folder / f"embeddings{number}", rows, num_files)
-        output = str(self.folder / f"labels{number}")
-        tree = {"embeddings": embeddings, "output": output, "resources": ONE_WORKER, "exact": EXACT}
-        tree |= keys
-        label.run(load_tree(LabelConfig, tree))
-        return output
-
-
-@pytest.fixture
-def do_label(tmp_path):
-    return Labeller(tmp_path)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small_shards():
-    """Cut the plan, which is made on the driver, into several shards."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(label_plan, "ROWS_PER_SHARD", 50)
-        yield
+pytestmark = pytest.mark.usefixtures("ray_session", "small_shards")
 
 
 @pytest.fixture(scope="module")
 def degraded_labels(ray_session, small_shards, tmp_path_factory):
     """Labels of the degraded set by one worker, from one file, in order and unbroken."""
     return Labeller(tmp_path_factory.mktemp("degraded"))(Rows(*degraded()))
-
-
-def distances_by_scipy(unit, codes):
-    """Return the distance of every row over all pairs, NaN where there is none of a kind."""
-    similarity = unit.astype(np.float64) @ unit.astype(np.float64).T
-    found = np.full(len(codes), np.nan)
-    for row, code in enumerate(codes):
-        same = codes == code
-        mated = np.delete(similarity[row], np.flatnonzero(~same | (np.arange(len(codes)) == row)))
-        if len(mated) and not same.all():
-            found[row] = wasserstein_distance(mated, similarity[row][~same])
-    return found
-
-
-def column(folder, name):
-    """Return a column of labels in the order of image_id, which is the order of `Rows`."""
-    values = [row[name] for row in read_rows(folder, "label", ["image_id", name])]
-    return np.array([np.nan if value is None else value for value in values], np.float64)
-
-
-def assert_equals_scipy(labels, unit, codes):
-    wanted = distances_by_scipy(unit, codes)
-    np.testing.assert_allclose(column(labels, "distance"), wanted, atol=1e-5, rtol=0)
-    assert (column(labels, "error_bound")[~np.isnan(wanted)] == 0).all()
-
-
-def identities(folder):
-    """Return the rows of the identity table, without what rounding may move."""
-    tables = [
-        read_parquet(Location(folder) / name)
-        for name in manifest(folder)["results"]["identity_files"]
-    ]
-    names = ["identity", "num_images", "num_labelled", "mated_histogram", "nonmated_histogram"]
-    return [row for table in tables for row in table.select(names).to_pylist()]
-
-
-def digest(folder):
-    return open_dataset(folder, ["label"]).digest
-
-
-def manifest(folder):
-    return read_json(Location(folder) / MANIFEST)
-
-
-def rejects(folder):
-    names = ["image_id", "reason"]
-    table = read_parquet(Location(folder) / "rejects.parquet", names)
-    return sorted((row["image_id"], row["reason"]) for row in table.to_pylist())
 
 
 def test_exact_equals_scipy_on_poor_images(degraded_labels):

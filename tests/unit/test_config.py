@@ -51,6 +51,7 @@ REQUIRED = {
     TuneConfig: ["output=t", "train.labels=l", "train.output=m"],
     ScoreConfig: ["model=m", "output=q"],
     EvaluateConfig: ["embeddings=e", "output=v", "methods=[{name: a, path: b}]"],
+    settings.AuditConfig: ["embeddings=e", "output=a"],
     settings.DemoConfig: [],
 }
 

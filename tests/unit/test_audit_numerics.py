@@ -1,22 +1,24 @@
 """The numerics of the audit: against brute force, laws, and sets in which errors were put."""
 
+import io
+
 import numpy as np
 import pytest
 from embedding_sets import people
+from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
-from sdd_ray.core import audit, near_duplicates
+from sdd_ray.core import audit, levels, near_duplicates
 from sdd_ray.core.audit import (
     ELSEWHERE,
     POOR,
     UNCLEAR,
     UNKNOWN,
     Identities,
-    Levels,
     SurveyPlan,
-    find_levels,
     like_identities,
     likeness_factors,
+    match_shares,
     mean_off_diagonal,
     nearest_identity,
     own_similarities,
@@ -24,6 +26,12 @@ from sdd_ray.core.audit import (
     survey_block,
 )
 from sdd_ray.core.error_rates import threshold_at_fmr
+from sdd_ray.core.levels import (
+    Levels,
+    nonmated_similarities,
+    provisional_levels,
+    trusted_levels,
+)
 from sdd_ray.core.near_duplicates import (
     TopPairs,
     candidate_pairs,
@@ -44,6 +52,10 @@ from sdd_ray.core.verdicts import (
     scores,
     verdicts,
 )
+from sdd_ray.report.audit_figures import own_histogram, suspect_map
+from sdd_ray.report.drawing import to_jpeg, to_png
+from sdd_ray.report.faces import Case, Cases, Face, FaceGroup
+from sdd_ray.report.page import Section, render_page
 
 LEVELS = Levels(match=0.5, chance=0.3)
 PLAN = SurveyPlan(LEVELS, min_images=2, duplicate=0.98, max_images=100, seed=0)
@@ -76,25 +88,52 @@ def identities_of(unit, codes):
 # Levels
 
 
-def test_levels_are_those_of_all_nonmated_pairs(small_tiles):
-    unit, codes = people(*ALL, seed=1)
-    levels, count = find_levels(unit, codes, 0.02, 0.2)
+def brute_nonmated(unit, codes):
     i, j = np.triu_indices(len(unit), 1)
-    nonmated = (unit @ unit.T)[i, j][codes[i] != codes[j]]
-    assert count == len(nonmated)
-    for found, rate in ((levels.match, 0.02), (levels.chance, 0.2)):
-        assert found == pytest.approx(threshold_at_fmr(nonmated, rate).threshold, abs=1e-6)
+    return (unit @ unit.T)[i, j][codes[i] != codes[j]]
 
 
-def test_levels_of_too_few_comparisons_are_no_numbers():
-    unit, codes = people([2, 2], 8, [0.5], seed=0)
-    levels, count = find_levels(unit, codes, 0.01, 0.5)
-    assert np.isnan(levels.match)
-    assert not np.isnan(levels.chance)
-    assert count == 4
-    one = find_levels(unit, np.zeros(4, np.int64), 0.5, 0.6)
-    assert np.isnan(one[0].match)
-    assert one[1] == 0
+def test_nonmated_similarities_are_those_of_all_pairs(monkeypatch):
+    monkeypatch.setattr(levels, "_TILE_ROWS", 5)
+    unit, codes = people(*ALL, seed=1)
+    found = nonmated_similarities(unit, codes)
+    np.testing.assert_allclose(np.sort(found), np.sort(brute_nonmated(unit, codes)), atol=1e-6)
+    assert len(nonmated_similarities(unit, np.zeros(len(unit), np.int64))) == 0
+
+
+def test_trusted_levels_are_thresholds_by_count():
+    nonmated = brute_nonmated(*people(*ALL, seed=2))
+    found = trusted_levels(nonmated, Levels(0.9, 0.1), 0.02)
+    assert found == Levels(threshold_at_fmr(nonmated, 0.02).threshold, 0.1)
+    assert np.isnan(trusted_levels(nonmated[:40], LEVELS, 0.02).match)
+    assert np.isnan(trusted_levels(nonmated[:0], LEVELS, 0.02).match)
+
+
+def test_provisional_levels_are_those_of_a_normal_law():
+    nonmated = np.random.default_rng(0).normal(0.02, 0.1, 400_000).astype(np.float32)
+    found = provisional_levels(nonmated, 1e-3, 0.1)
+    assert found.match == pytest.approx(threshold_at_fmr(nonmated, 1e-3).threshold, abs=0.01)
+    assert found.chance == threshold_at_fmr(nonmated, 0.1).threshold
+
+
+def test_a_few_errors_hardly_move_provisional_levels():
+    rng = np.random.default_rng(1)
+    nonmated = rng.normal(0.02, 0.1, 100_000).astype(np.float32)
+    clean = provisional_levels(nonmated, 1e-3, 0.1)
+    nonmated[:500] = rng.normal(0.7, 0.1, 500)  # of one person, and not known to be
+    spoilt = provisional_levels(nonmated, 1e-3, 0.1)
+    assert threshold_at_fmr(nonmated, 1e-3).threshold > 0.6
+    assert spoilt.match == pytest.approx(clean.match, abs=0.01)
+
+
+def test_levels_of_no_comparison_are_no_numbers():
+    assert np.isnan(provisional_levels(np.zeros(0, np.float32), 0.1, 0.2).match)
+
+
+def test_a_match_is_never_below_chance():
+    skewed = np.repeat(np.float32([0, 0.8]), [85, 15])
+    found = provisional_levels(skewed, 0.01, 0.1)
+    assert found.match >= found.chance == pytest.approx(0.8)
 
 
 # Similarity to the own identity
@@ -102,17 +141,16 @@ def test_levels_of_too_few_comparisons_are_no_numbers():
 
 def test_own_similarity_is_the_upper_quartile_of_the_others(small_tiles):
     unit, _ = people([13], 8, [1.0], seed=2)
-    upper, share = own_similarities(unit, np.arange(13), 0.4)
+    upper = own_similarities(unit, np.arange(13))
     for row in range(13):
         others = np.delete(unit @ unit[row], row)
         assert upper[row] == pytest.approx(np.quantile(others, 0.75), abs=1e-6)
-        assert share[row] == pytest.approx(np.mean(others > 0.4), abs=1e-6)
 
 
 def test_of_a_large_identity_some_images_stand_for_all(small_tiles):
     unit, _ = people([13], 8, [1.0], seed=3)
     chosen = np.array([1, 4, 5, 9, 12])
-    upper, _ = own_similarities(unit, chosen, 0.4)
+    upper = own_similarities(unit, chosen)
     for row in range(13):
         others = unit[chosen[chosen != row]] @ unit[row]
         assert upper[row] == pytest.approx(np.quantile(others, 0.75), abs=1e-6)
@@ -120,22 +158,33 @@ def test_of_a_large_identity_some_images_stand_for_all(small_tiles):
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_own_similarity_of_tiny_identities(size):
-    unit, _ = people([size], 8, [1.0], seed=4)
-    upper, share = own_similarities(unit, np.arange(size), -2)
+    unit, codes = people([size], 8, [1.0], seed=4)
+    upper = own_similarities(unit, np.arange(size))
+    shares = match_shares(unit, codes, np.arange(size), -2)
     if size == 1:
         assert np.isnan(upper).all()
-        assert np.isnan(share).all()
+        assert np.isnan(shares).all()
     else:
         np.testing.assert_allclose(upper, unit[0] @ unit[1], rtol=1e-6)
-        np.testing.assert_array_equal(share, [1, 1])
+        np.testing.assert_array_equal(shares, [1, 1])
+
+
+def test_match_shares_are_over_all_other_images(small_tiles):
+    unit, codes = people([9, 1, 5], 8, [1.0], seed=5)
+    codes = codes + 4
+    rows = np.array([14, 3, 9, 0])
+    shares = match_shares(unit, codes, rows, 0.4)
+    for row, share in zip(rows, shares, strict=True):
+        others = np.delete(unit[codes == codes[row]] @ unit[row], row - (codes < codes[row]).sum())
+        wanted = np.mean(others > 0.4) if len(others) else np.nan
+        np.testing.assert_allclose(share, wanted, rtol=1e-6)
 
 
 def test_several_images_of_one_wrong_person_do_not_hide_each_other():
     unit, _ = people([16, 4], 64, [0.5], seed=5)
-    upper, share = own_similarities(unit, np.arange(20), 0.5)
+    upper = own_similarities(unit, np.arange(20))
     assert (upper[:16] > 0.6).all()
     assert (upper[16:] < 0.5).all()
-    assert (share[16:] < 0.25).all()
 
 
 # People within an identity
@@ -166,6 +215,24 @@ def test_copies_of_one_stranger_are_no_group():
     assert people_within(copies, LEVELS, 2, 1.1).any()
 
 
+def test_images_that_agree_a_little_are_no_second_person():
+    """They are at chance to the others, and above it to each other, but do not match."""
+    other = unit_rows([0, 0, 1, 0], [0, 0, 0.42, 0.9])
+    unit = np.concatenate([np.repeat(unit_rows([1, 0, 0, 0]), 4, axis=0), other])
+    assert LEVELS.chance < other[0] @ other[1] < LEVELS.match
+    assert not people_within(unit, LEVELS, 2, 1.1).any()
+    assert people_within(unit, Levels(0.4, 0.3), 2, 1.1).any()
+
+
+def test_an_image_between_two_people_does_not_join_them():
+    unit, _ = people([6, 6], 64, [0.5], seed=20)
+    between = normalise((unit[0] + unit[6])[None])[0]
+    assert min(between[0] @ unit[0], between[0] @ unit[6]) > LEVELS.match
+    groups = people_within(np.concatenate([unit, between]), LEVELS, 2, 0.99)
+    assert len(set(groups[:6])) == len(set(groups[6:12])) == 1
+    assert groups[0] != groups[6]
+
+
 # The survey
 
 
@@ -178,9 +245,8 @@ def test_survey_is_that_of_each_identity(small_tiles):
     np.testing.assert_allclose(found.means, wanted.centroids * wanted.lengths[:, None], atol=1e-6)
     for code in range(7, 11):
         rows = codes == code
-        upper, share = own_similarities(unit[rows], np.arange(rows.sum()), LEVELS.match)
+        upper = own_similarities(unit[rows], np.arange(rows.sum()))
         np.testing.assert_array_equal(found.own[rows], upper)
-        np.testing.assert_array_equal(found.share[rows], share)
         np.testing.assert_array_equal(found.usual[code - 7], np.median(upper))
 
 
@@ -189,7 +255,7 @@ def test_survey_does_not_depend_on_the_block_an_identity_is_in():
     plan = SurveyPlan(LEVELS, 2, 0.9, max_images=16, seed=3)
     whole = survey_block(unit, codes, plan)
     parts = [survey_block(unit[codes == c], codes[codes == c], plan) for c in range(4)]
-    for name in ("own", "share", "usual", "means", "within", "person", "duplicate_similarity"):
+    for name in ("own", "usual", "means", "within", "person", "duplicate_similarity"):
         np.testing.assert_array_equal(
             getattr(whole, name), np.concatenate([getattr(part, name) for part in parts])
         )
@@ -203,6 +269,14 @@ def test_images_that_stand_for_an_identity_are_drawn_by_the_seed():
     )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+    elsewhere = survey_block(unit, codes + 1, SurveyPlan(LEVELS, 2, 0.99, 16, 0)).own
+    assert (first != elsewhere).any()
+
+
+def test_survey_of_a_block_of_which_no_row_is_usable():
+    found = survey_block(np.zeros((0, 8), np.float32), np.zeros(0, np.int64), PLAN)
+    assert found.means.shape == (0, 8)
+    assert len(found.own) == len(found.within) == found.num_duplicate_pairs == 0
 
 
 def test_a_mixed_identity_is_described():
@@ -557,3 +631,48 @@ def test_levels_and_survey_of_tiles_of_another_size_agree(monkeypatch):
     found = survey_block(unit, codes, PLAN)
     np.testing.assert_allclose(found.own, wanted.own, atol=1e-6)
     np.testing.assert_array_equal(found.duplicate_of, wanted.duplicate_of)
+
+
+# What the page shows
+
+
+NASTY = '<script>alert("1")</script> & so on'
+
+
+def test_cases_are_escaped_and_pictures_have_words():
+    picture = to_jpeg(np.full((112, 112, 3), 90, np.uint8))
+    assert picture.startswith(b"\xff\xd8")
+    groups = (
+        FaceGroup(NASTY, (Face(picture, NASTY, NASTY), Face(None, "lost")), is_subject=True),
+        FaceGroup("", (Face(to_png(np.zeros((4, 4, 3), np.uint8)), "black"),)),
+    )
+    cases = (Case(NASTY, NASTY, groups),)
+    page = render_page("t", [Section("s", figures=[Cases(cases), Cases(cases, True)])], {})
+    assert "<script" not in page
+    assert page.count("data:image/jpeg;base64,") == page.count("data:image/png;base64,") == 2
+    assert page.count('aria-label="lost, could not be read"') == 2
+    assert page.count('<div class="subject"><small>&lt;script&gt;') == 2
+    assert page.count('<ol class="cases">') == page.count('<ol class="cases compact">') == 1
+
+
+def test_pictures_for_pages_are_small():
+    picture = to_jpeg(np.random.default_rng(0).integers(0, 255, (300, 200, 3), np.uint8), 60)
+    assert Image.open(io.BytesIO(picture)).size == (40, 60)
+
+
+def test_histogram_counts_what_lies_below_each_level():
+    own = np.array([0.1, 0.2, 0.5, 0.9, np.nan])
+    figure = own_histogram(own, {"chance": 0.15, "match": 0.4})
+    assert "4 images to their own identity, median 0.35" in figure.alt
+    assert "1 below chance (0.15); 2 below match (0.40)" in figure.alt
+    with pytest.raises(ValueError, match="expected at least one similarity, got 2 NaN"):
+        own_histogram(np.full(2, np.nan), {"match": 0.4})
+
+
+def test_map_of_suspects_counts_each_verdict():
+    own, nearest = np.array([0.1, 0.2, 0.0]), np.array([0.6, 0.3, np.nan])
+    names = ["elsewhere", "unclear", "unknown"]
+    figure = suspect_map(own, nearest, names, (0.15, 0.4, 0.5))
+    assert "2 suspects: 1 elsewhere, 1 unclear." in figure.alt
+    with pytest.raises(ValueError, match="got 1 without"):
+        suspect_map(own[2:], nearest[2:], names[2:], (0.15, 0.4, 0.5))
