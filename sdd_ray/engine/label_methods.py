@@ -273,6 +273,8 @@ def _sampled_rows(
     partners = draw(digests, places, plan)
     needed = np.unique(np.concatenate([side.ravel() for side in partners]))
     needed = needed[needed >= 0]
+    if len(needed) == 0:  # an image that is alone in the whole set
+        return np.full((len(digests), plan.num_rounds), np.nan)
     pool = _rows_at(needed, context)
     similarities = [
         partner_similarities(unit, pool, np.where(side < 0, -1, np.searchsorted(needed, side)))

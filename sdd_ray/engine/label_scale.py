@@ -67,7 +67,7 @@ class Scaling:
         """Return (N, K) what is scaled; NaN where there is no label, or it is trimmed."""
         if self.source == ROUNDS:
             lists = table[ROUNDS].combine_chunks()
-            # without a label in the part its width is not known, but the scales' number is
+            # A part without a label does not tell the number of rounds; the scales do.
             width = max(pc.max(pc.list_value_length(lists)).as_py() or 1, len(self.scales))
             found = np.full((len(lists), width), np.nan)
             found[np.asarray(lists.is_valid())] = lists.flatten().to_numpy().reshape(-1, width)

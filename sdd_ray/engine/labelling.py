@@ -98,13 +98,19 @@ def _label(
     )
     missing = raw.missing()
     actors = [actor.remote(config, raw.location, shared) for _ in range(min(workers, len(missing)))]
-    pairs = None
-    if config.method == "leave_one_out":
-        counted = _count_all_pairs(plan, actors, found, work / _PAIRS)
-        _check_rate(config.leave_one_out.fmr, counted)
-        pairs = ray.put(counted)
-    for record in _labelled(config, plan, actors, pairs, raw):
-        raw.records[record.name] = record
+    try:
+        pairs = None
+        if config.method == "leave_one_out":
+            counted = _count_all_pairs(plan, actors, found, work / _PAIRS)
+            _check_rate(config.leave_one_out.fmr, counted)
+            pairs = ray.put(counted)
+        for record in _labelled(config, plan, actors, pairs, raw):
+            raw.records[record.name] = record
+    finally:
+        for one in actors:
+            # Of workers that end by themselves, with the last reference, one in some hundreds never
+            # does, and keeps its memory: Ray 2.60 waits for a lock of its own when it cleans up.
+            ray.kill(one)
 
 
 def _context(

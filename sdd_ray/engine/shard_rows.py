@@ -67,8 +67,10 @@ class RowSource:
             InputError: A file is damaged, or embeddings have different lengths.
         """
         matrix: NDArray[Any] | None = None
+        in_order = bool((np.diff(place.files) >= 0).all())
         for number in np.unique(place.files):
-            wanted = place.files == number
+            ends = np.searchsorted(place.files, [number, number + 1]) if in_order else (0, 0)
+            wanted = slice(*ends) if in_order else place.files == number
             part = self._read(int(number), place.rows[wanted])
             if matrix is None:
                 matrix = np.empty((len(place.rows), part.shape[1]), part.dtype)

@@ -123,7 +123,7 @@ class LabelConfig:
     """Mated similarities above it, as of near copies, are left out of the distribution. Null: none
     (`exact` and `leave_one_out`)."""
     trim: TrimConfig = field(default_factory=TrimConfig)
-    count_with: NonNegativeInt = 512
+    count_with: NonNegativeInt = 256
     """Random images to which the similarities of every image are counted, for its nonmated
     quantiles and the nonmated histograms. 0: none are counted."""
     max_reject_share: Share = 0.05
