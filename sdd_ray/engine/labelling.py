@@ -97,7 +97,8 @@ def _label(
         max_task_retries=3,
     )
     missing = raw.missing()
-    actors = [actor.remote(config, raw.location, shared) for _ in range(min(workers, len(missing)))]
+    size = min(workers, len(missing))
+    actors: list[Any] = [actor.remote(config, raw.location, shared) for _ in range(size)]
     try:
         pairs = None
         if config.method == "leave_one_out":
