@@ -5,7 +5,7 @@ and the variance follows from the set's covariance. Both come from sums, so ever
 own rows and the shards are merged in their canonical order: floating point addition is not
 associative, and only a fixed order gives equal bits on any number of workers.
 
-Shapes: N embeddings of d numbers, G identities.
+Shapes: N embeddings of d numbers.
 """
 
 from dataclasses import dataclass
@@ -116,20 +116,3 @@ def partial_sums(unit: NDArray[np.float32]) -> EmbeddingSums:
         cross = np.outer(exact_shift, total - 0.5 * len(tile) * exact_shift)
         sums = sums.merge(EmbeddingSums(len(tile), total, spread + cross + cross.T))
     return sums
-
-
-def identity_totals(unit: NDArray[np.float32], starts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return (G, d) the sum of each identity's embeddings, in float64.
-
-    Args:
-        unit: (N, d) unit-length rows, those of one identity side by side.
-        starts: (G + 1,) strictly increasing: identity g has the rows starts[g] to starts[g + 1].
-
-    Example:
-        >>> identity_totals(np.float32([[1, 0], [0, 1], [1, 0]]), np.array([0, 2, 3])).tolist()
-        [[1.0, 1.0], [1.0, 0.0]]
-    """
-    totals = np.empty((len(starts) - 1, unit.shape[1]))
-    for group in range(len(totals)):
-        unit[starts[group] : starts[group + 1]].sum(axis=0, dtype=np.float64, out=totals[group])
-    return totals

@@ -7,7 +7,7 @@ too widely for that, every file is read once and its rows are written again in c
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sdd_ray.columns import EMBEDDING
 from sdd_ray.core.similarity import usable_rows
 from sdd_ray.engine.evaluating import embedding_matrix
-from sdd_ray.engine.label_plan import LabelPlan, LabelShard
+from sdd_ray.engine.label_plan import LabelPlan
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.tasks import run_tasks
 from sdd_ray.errors import InputError, SddError
@@ -215,8 +215,3 @@ def _read_array(file: Location, rows: NDArray[np.int64]) -> NDArray[Any]:
         content = stream.read((last - first + 1) * row_bytes)
     matrix = np.frombuffer(content, kind).reshape(-1, shape[1])
     return matrix if len(matrix) == len(rows) else matrix[rows - first]
-
-
-def family_places(places: Sequence[Place], shard: LabelShard) -> list[Place]:
-    """Return the places of all shards that hold the identities of one."""
-    return list(places[shard.family[0] : shard.family[1]])

@@ -19,11 +19,13 @@ from sdd_ray.core.similarity import normalise
 from sdd_ray.engine.label_plan import ROWS_PER_SHARD
 from sdd_ray.store.dataset import open_dataset, read_parquet
 
-NUM_LARGE = 100_000
+NUM_LARGE = int(os.environ.get("SDD_RAY_LARGE_IDENTITY", "100000"))
+"""Four times as long for twice as many."""
+
 NUM_OTHERS = 2_000
 TOLERANCE = 0.01
 MOST_MIB = 1536
-"""Memory of any process; all similarities of the identity would need 37 GiB."""
+"""Memory of any process; all similarities of 100,000 images would need 37 GiB."""
 
 
 pytestmark = [

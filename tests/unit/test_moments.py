@@ -1,11 +1,10 @@
 from functools import reduce
-from itertools import pairwise
 
 import numpy as np
 import pytest
 from embedding_sets import SETS, clean, collinear
 
-from sdd_ray.core.moments import SUM_TILE, EmbeddingSums, identity_totals, partial_sums
+from sdd_ray.core.moments import SUM_TILE, EmbeddingSums, partial_sums
 
 
 def merged(parts) -> EmbeddingSums:
@@ -98,15 +97,6 @@ def test_equal_rows_have_no_variance():
     found = partial_sums(unit).variances(unit)
     assert (found >= 0).all()
     assert found.max() < 1e-12
-
-
-def test_identity_totals_match_a_loop():
-    unit, _ = clean()
-    starts = np.array([0, 1, 40, 41, len(unit)])
-    totals = identity_totals(unit, starts)
-    exact = [unit[a:b].astype(np.float64).sum(axis=0) for a, b in pairwise(starts)]
-    np.testing.assert_allclose(totals, exact, atol=1e-13)
-    assert totals.dtype == np.float64
 
 
 def test_sums_must_fit():

@@ -14,7 +14,6 @@ from sdd_ray.engine.shard_rows import (
     RowSource,
     arrange,
     decoded_rows,
-    family_places,
     places_of,
     read_unit_rows,
 )
@@ -202,17 +201,6 @@ def test_unusable_rows_are_left_out(write):
     ]
     np.testing.assert_array_equal(unit, usable_rows(values)[0])
     assert len(unit) == 8
-
-
-def test_pieces_of_one_identity_are_found_together(write):
-    people = np.repeat([0, 1, 2], [5, 30, 5])
-    plan = plan_of(write(range(NUM_ROWS), people=people))
-    places = places_of(plan)
-    piece = plan.shards[2]
-    assert piece.family == (1, 5)
-    rows = np.concatenate([place.rows for place in family_places(places, piece)])
-    assert rows.tolist() == list(range(5, 35))
-    assert family_places(places, plan.shards[0]) == places[:1]
 
 
 def test_embeddings_of_two_sizes_are_refused_by_file(write):
