@@ -18,6 +18,8 @@ from pyarrow import fs
 
 from sdd_ray.errors import InputError, OutputError
 
+_PARTIAL = ".partial"
+
 
 class Entry(NamedTuple):
     """What a folder holds under one name: a file, unless it is one of the others.
@@ -183,6 +185,11 @@ class Location:
             raise InputError(f"cannot look at {self.uri}: {error}") from error
 
 
+def is_partial(name: str) -> bool:
+    """Return whether a file of this name is one that `write_bytes` had not finished."""
+    return name.startswith(".") and name.endswith(_PARTIAL)
+
+
 def output_location(text: str) -> Location:
     """Return where an output is to be written, for processes with any working directory.
 
@@ -244,7 +251,7 @@ def _entry(found: "os.DirEntry[str]") -> Entry:
 def _write_local(path: Path, content: bytes) -> None:
     path = path.expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
     try:
         with aside.open("wb") as stream:
             stream.write(content)

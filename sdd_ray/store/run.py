@@ -30,7 +30,7 @@ import sdd_ray
 from sdd_ray import columns
 from sdd_ray.config import digest_of, identity_of, to_dict
 from sdd_ray.errors import OutputError
-from sdd_ray.store.location import Location
+from sdd_ray.store.location import Location, is_partial
 
 MANIFEST = "manifest.json"
 INCOMPLETE = "_incomplete.json"
@@ -250,6 +250,7 @@ class OutputRun:
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": versions(),
         }
+        self._sweep(self.output)
         (self.output / MANIFEST).write_bytes(json.dumps(manifest, indent=2).encode())
         self._clean()
         return manifest
@@ -318,6 +319,14 @@ class OutputRun:
             f"{self.output.uri} {state} with another configuration, which {what};"
             " nothing is overwritten: give another output, or remove this one"
         )
+
+    def _sweep(self, folder: Location) -> None:
+        """Remove what writers that were killed left aside; nobody writes any more."""
+        for entry in list(folder.entries()):
+            if entry.is_folder and entry.name != WORK:
+                self._sweep(folder / entry.name)
+            elif is_partial(entry.name):
+                (folder / entry.name).remove()
 
     def _clean(self) -> None:
         if self.work.exists():
