@@ -88,7 +88,7 @@ class AllPairsConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrimConfig:
-    """Labelled images at the ends of the distances that get no pseudo-label."""
+    """Labelled images at the ends of the distances, or of -Q, that get no pseudo-label."""
 
     low: OpenShare = 0.0
     """Share of the smallest distances."""
