@@ -30,7 +30,6 @@ from PIL import Image
 from sdd_ray import audit, columns, embed
 from sdd_ray.config import load_config
 from sdd_ray.core.similarity import normalise
-from sdd_ray.engine.evaluating import embedding_matrix
 from sdd_ray.engine.session import session
 from sdd_ray.settings import (
     AuditConfig,
@@ -40,7 +39,7 @@ from sdd_ray.settings import (
     RecogniserConfig,
     SourceConfig,
 )
-from sdd_ray.store.dataset import open_dataset, read_json, read_parquet
+from sdd_ray.store.dataset import embedding_matrix, open_dataset, read_json, read_parquet
 from sdd_ray.store.location import Location
 from sdd_ray.store.recogniser import load_recogniser, recogniser_spec
 from sdd_ray.store.run import OutputRun, write_part

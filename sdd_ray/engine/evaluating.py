@@ -19,7 +19,7 @@ from sdd_ray.engine.progress import Progress
 from sdd_ray.errors import InputError
 from sdd_ray.report.curves import CurveKind
 from sdd_ray.settings import ComparisonsConfig, EvaluateConfig, MethodConfig
-from sdd_ray.store.dataset import Dataset, read_any, read_parquet
+from sdd_ray.store.dataset import Dataset, embedding_matrix, read_any, read_parquet
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import INCOMPLETE, MANIFEST
 
@@ -88,23 +88,6 @@ def _unit(embeddings: NDArray[np.float32], uri: str) -> NDArray[np.float32]:
     if faulty:
         raise InputError(f"{uri}: {faulty} embeddings are zero or not finite")
     return normalise(embeddings)[0]
-
-
-def embedding_matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """Return a column of embeddings as an (N, D) float32 matrix.
-
-    Raises:
-        InputError: The column does not hold lists of one fixed length, or holds nulls.
-    """
-    if not pa.types.is_fixed_size_list(column.type):
-        raise InputError(f"embedding: expected lists of one fixed length, got {column.type}")
-    flat = (
-        column.combine_chunks().flatten() if column.num_chunks != 1 else column.chunk(0).flatten()
-    )
-    if column.null_count or flat.null_count:
-        raise InputError("embedding: expected no nulls, got some")
-    values = flat.to_numpy(zero_copy_only=False)
-    return np.ascontiguousarray(values.reshape(len(column), column.type.list_size), np.float32)
 
 
 def read_qualities(method: MethodConfig, image_ids: Sequence[str]) -> NDArray[np.float64]:

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from sdd_ray.columns import EMBEDDING
 from sdd_ray.core.similarity import usable_rows
-from sdd_ray.engine.evaluating import embedding_matrix
 from sdd_ray.engine.label_plan import LabelPlan
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.tasks import run_tasks
 from sdd_ray.errors import InputError, SddError
-from sdd_ray.store.dataset import read_row_groups
+from sdd_ray.store.dataset import embedding_matrix, read_row_groups
 from sdd_ray.store.location import Location
 
 MAX_DECODED = 2.5

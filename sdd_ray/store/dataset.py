@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from sdd_ray.errors import InputError
 from sdd_ray.store.location import Location
@@ -129,6 +131,23 @@ def _opened(file: Location, columns: Sequence[str] | None) -> Iterator[pq.Parque
             yield parquet
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file.uri} is not a whole Parquet file: {error}") from error
+
+
+def embedding_matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """Return a column of embeddings as an (N, D) float32 matrix.
+
+    Raises:
+        InputError: The column does not hold lists of one fixed length, or holds nulls.
+    """
+    if not pa.types.is_fixed_size_list(column.type):
+        raise InputError(f"embedding: expected lists of one fixed length, got {column.type}")
+    flat = (
+        column.combine_chunks().flatten() if column.num_chunks != 1 else column.chunk(0).flatten()
+    )
+    if column.null_count or flat.null_count:
+        raise InputError("embedding: expected no nulls, got some")
+    values = flat.to_numpy(zero_copy_only=False)
+    return np.ascontiguousarray(values.reshape(len(column), column.type.list_size), np.float32)
 
 
 def content_digest(uri: str) -> str:
