@@ -21,10 +21,12 @@ from sdd_ray.engine.audit_search import (
     suspects,
 )
 from sdd_ray.engine.auditing import (
+    AuditedSet,
     Pool,
     check_sample,
     levels_of,
     load,
+    pool_of,
     provisional_levels_of,
     survey,
 )
@@ -78,7 +80,11 @@ def run_audit_job(
     """
     audited = load(config, dataset, plan, work)
     check_sample(config, audited)
-    pool = Pool(config, audited.blocks)
+    with pool_of(config, audited.blocks) as pool:
+        return _find(config, audited, pool)
+
+
+def _find(config: AuditConfig, audited: AuditedSet, pool: Pool) -> Findings:
     first = provisional_levels_of(config, audited, pool)
     surveyed = survey(config, audited, pool, first)
     context = Context(config, audited, pool, first, surveyed, ray.put(surveyed.identities))

@@ -8,6 +8,7 @@ so results do not depend on workers, files or the order of rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +32,7 @@ from sdd_ray.engine.label_plan import LabelPlan, LabelShard
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.session import pool_size
 from sdd_ray.engine.shard_rows import arrange, other_size
-from sdd_ray.engine.tasks import run_on_pool
+from sdd_ray.engine.tasks import ended_after, run_on_pool
 from sdd_ray.errors import InputError, SddError, TooManyRejectsError
 from sdd_ray.settings import AuditConfig
 from sdd_ray.store.dataset import Dataset, read_parquet
@@ -87,17 +88,11 @@ class Pool:
     """Actors with access to all blocks, and a progress line for what they do.
 
     Args:
-        config: Of the audit.
-        blocks: References to the blocks.
+        actors: Handles of `AuditWorker`.
     """
 
-    def __init__(self, config: AuditConfig, blocks: Sequence[Any]) -> None:
-        resources = config.resources
-        size = pool_size(resources.workers, resources.cpus_per_worker, 0.0)
-        actor = ray.remote(AuditWorker).options(
-            num_cpus=resources.cpus_per_worker, max_restarts=-1, max_task_retries=3
-        )
-        self._actors = [actor.remote(blocks) for _ in range(size)]
+    def __init__(self, actors: list[Any]) -> None:
+        self._actors = actors
 
     def run(
         self,
@@ -111,6 +106,18 @@ class Pool:
             progress.update(weigh(result))
             yield result
         progress.close()
+
+
+@contextmanager
+def pool_of(config: AuditConfig, blocks: Sequence[Any]) -> Iterator[Pool]:
+    """Start the workers of an audit, with references to the blocks, and end them."""
+    resources = config.resources
+    size = pool_size(resources.workers, resources.cpus_per_worker, 0.0)
+    actor = ray.remote(AuditWorker).options(
+        num_cpus=resources.cpus_per_worker, max_restarts=-1, max_task_retries=3
+    )
+    with ended_after([actor.remote(blocks) for _ in range(size)]) as actors:
+        yield Pool(actors)
 
 
 def load(config: AuditConfig, dataset: Dataset, plan: LabelPlan, work: Location) -> AuditedSet:

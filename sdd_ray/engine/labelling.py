@@ -23,7 +23,7 @@ from sdd_ray.engine.label_worker import LabelTask, LabelWorker
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.session import pool_size
 from sdd_ray.engine.shard_rows import arrange
-from sdd_ray.engine.tasks import run_on_pool
+from sdd_ray.engine.tasks import ended_after, run_on_pool
 from sdd_ray.errors import InputError, TooManyRejectsError
 from sdd_ray.settings import LabelConfig
 from sdd_ray.store.location import Location
@@ -98,8 +98,7 @@ def _label(
     )
     missing = raw.missing()
     size = min(workers, len(missing))
-    actors: list[Any] = [actor.remote(config, raw.location, shared) for _ in range(size)]
-    try:
+    with ended_after([actor.remote(config, raw.location, shared) for _ in range(size)]) as actors:
         pairs = None
         if config.method == "leave_one_out":
             counted = _count_all_pairs(plan, actors, found, work / _PAIRS)
@@ -107,11 +106,6 @@ def _label(
             pairs = ray.put(counted)
         for record in _labelled(config, plan, actors, pairs, raw):
             raw.records[record.name] = record
-    finally:
-        for one in actors:
-            # Of workers that end by themselves, with the last reference, one in some hundreds never
-            # does, and keeps its memory: Ray 2.60 waits for a lock of its own when it cleans up.
-            ray.kill(one)
 
 
 def _context(
