@@ -15,7 +15,8 @@ import numpy as np
 from sdd_ray import embed
 from sdd_ray.config import load_config
 from sdd_ray.engine.session import session
-from sdd_ray.formats.images import ImageRejectedError
+from sdd_ray.errors import SddError
+from sdd_ray.formats.reading import read_face
 from sdd_ray.formats.source import Listing, open_source
 from sdd_ray.settings import EmbedConfig
 from sdd_ray.store.dataset import open_dataset
@@ -26,20 +27,20 @@ def bare_loop(config: EmbedConfig) -> tuple[int, float]:
     """Return how many images one thread embeds, and in how many seconds."""
     source = open_source(config.source)
     recogniser = load_recogniser(recogniser_spec(config.recogniser), threads=1)
-    keys = [image_id for image_id, _ in source.list(Listing())]
+    items = list(source.items(Listing()))
     started = time.perf_counter()
     batch = []
-    for image_id in keys:
+    for item in items:
         try:
-            batch.append(source.read(image_id))
-        except ImageRejectedError:
+            batch.append(read_face(source, item))
+        except SddError:
             continue
         if len(batch) == config.batch_size:
             recogniser.embed(np.stack(batch))
             batch = []
     if batch:
         recogniser.embed(np.stack(batch))
-    return len(keys), time.perf_counter() - started
+    return len(items), time.perf_counter() - started
 
 
 def main() -> None:

@@ -17,8 +17,17 @@ QUALITY = "quality"
 RAW_QUALITY = "raw"
 REASON = "reason"
 
-INDEX = pa.schema([(IMAGE_ID, pa.string()), (IDENTITY, pa.string())])
-"""What a source lists: one row an image, identity null where the source names none."""
+INDEX = pa.schema(
+    [
+        (IMAGE_ID, pa.string()),
+        (IDENTITY, pa.string()),
+        ("file", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("landmarks", pa.list_(pa.float32())),
+    ]
+)
+"""What a source lists: one row an image, see `sdd_ray.formats.items.Item`."""
 
 REJECTS = pa.schema([(IMAGE_ID, pa.string()), (REASON, pa.string()), ("detail", pa.string())])
 """Rows set aside, in every output as rejects.parquet."""

@@ -41,6 +41,7 @@ def run(config: ScoreConfig) -> None:
             config.batch_size,
             config.max_reject_share,
             config.resources,
+            is_remote=(config.source.path or "").startswith("s3://"),
         )
         with session(config.ray):
             records, listing = run_image_job(job, output)

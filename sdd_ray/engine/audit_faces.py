@@ -1,23 +1,20 @@
 """The faces of an audit's report: each finding beside images that it is to be compared with."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from sdd_ray.core.audit import ELSEWHERE, POOR, SECOND_PERSON, VERDICTS
 from sdd_ray.engine.audit_findings import Findings
-from sdd_ray.errors import InputError
-from sdd_ray.formats.images import ImageRejectedError
+from sdd_ray.formats.reading import Album
 from sdd_ray.formats.source import Source
 from sdd_ray.report.drawing import to_jpeg
 from sdd_ray.report.faces import Case, Face, FaceGroup
 
 _SHOWN = 5
 """Images of an identity or group that are shown."""
-_READERS = 8
-"""Images read at the same time: they may lie on S3."""
 
 Rows = NDArray[np.int64]
 
@@ -32,7 +29,7 @@ class Faces:
 
     def __init__(self, found: Findings, source: Source) -> None:
         self._found = found
-        self._source = source
+        self._album = Album(source, pa.chunked_array([found.context.audited.image_ids]))
         self._read: dict[int, bytes | None] = {}
 
     @property
@@ -144,14 +141,8 @@ class Faces:
     def _fetch(self, wanted: Sequence[Rows]) -> None:
         """Read all images that were not read yet."""
         rows = sorted({int(row) for part in wanted for row in part} - self._read.keys())
-        with ThreadPoolExecutor(_READERS) as readers:
-            self._read |= zip(rows, readers.map(self._image, rows), strict=True)
-
-    def _image(self, row: int) -> bytes | None:
-        try:
-            return to_jpeg(self._source.read(self._image_id(row)))
-        except (ImageRejectedError, InputError):
-            return None
+        for row, face in zip(rows, self._album.faces(rows), strict=True):
+            self._read[row] = None if face is None else to_jpeg(face)
 
     def _faces(self, rows: Sequence[int] | Rows, *, named: bool = False) -> tuple[Face, ...]:
         codes = self._found.context.audited.codes

@@ -14,9 +14,8 @@ from sdd_ray.core.assessment import EDC_DISCARD_FRACTIONS, Assessment
 from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS
 from sdd_ray.core.statistics import rank_correlation
 from sdd_ray.engine.evaluating import ComparedSet, MethodResult
-from sdd_ray.errors import InputError
-from sdd_ray.formats.images import ImageRejectedError
-from sdd_ray.formats.source import Source, open_source
+from sdd_ray.formats.reading import Album
+from sdd_ray.formats.source import open_source
 from sdd_ray.report.curves import Curve, error_curves
 from sdd_ray.report.figures import (
     ImageSimilarities,
@@ -26,7 +25,7 @@ from sdd_ray.report.figures import (
     similarity_distributions,
 )
 from sdd_ray.report.page import Cell, Highlight, Section, Table, render_page
-from sdd_ray.settings import EvaluateConfig
+from sdd_ray.settings import EvaluateConfig, SourceConfig
 from sdd_ray.store.dataset import read_any
 
 _FACES = 24
@@ -52,7 +51,7 @@ def report_html(
     if config.report.labels is not None:
         sections += _labels(config, compared)
     if config.report.faces is not None:
-        sections.append(_faces(open_source(config.report.faces), compared, methods[0]))
+        sections.append(_faces(_album(config.report.faces, compared), compared, methods[0]))
     if config.report.severity is not None:
         sections.append(_severity(config.report.severity, compared, methods[0]))
     plain = {k: v for k, v in results.items() if isinstance(v, (int, float, str))}
@@ -174,10 +173,10 @@ def _labels(config: EvaluateConfig, compared: ComparedSet) -> list[Section]:
     ]
     if config.report.faces is None:
         return sections
-    source = open_source(config.report.faces)
+    album = _album(config.report.faces, compared)
     own = _joined(compared, table, labels)
     images = [
-        _similarities(name, compared, own, source, rank)
+        _similarities(name, compared, own, album, rank)
         for name, rank in (("good", _GOOD), ("poor", _POOR))
     ]
     shown = [image for image in images if image is not None]
@@ -193,7 +192,7 @@ def _similarities(
     name: str,
     compared: ComparedSet,
     labels: NDArray[np.float64],
-    source: Source,
+    album: Album,
     rank: float,
 ) -> ImageSimilarities | None:
     """Return the similarities of the image at a rank of the labels, or None if it has none."""
@@ -206,7 +205,7 @@ def _similarities(
     face: NDArray[np.uint8] | None = None
     row = -1
     for row in order[np.argsort(np.abs(np.arange(len(order)) - place), kind="stable")][:_TRIES]:
-        face = _face(source, compared.image_ids[row])
+        face = album.faces([int(row)])[0]
         if face is not None:
             break
     if face is None:
@@ -218,20 +217,17 @@ def _similarities(
     return ImageSimilarities(name, similarities[others], similarities[~same], face, labels[row])
 
 
-def _face(source: Source, image_id: str) -> NDArray[np.uint8] | None:
-    try:
-        return source.read(image_id)
-    except (ImageRejectedError, InputError):
-        return None
+def _album(faces: SourceConfig, compared: ComparedSet) -> Album:
+    return Album(open_source(faces), pa.chunked_array([compared.image_ids]))
 
 
-def _faces(source: Source, compared: ComparedSet, method: MethodResult) -> Section:
+def _faces(album: Album, compared: ComparedSet, method: MethodResult) -> Section:
     known = np.flatnonzero(~np.isnan(method.qualities))
     order = known[np.argsort(method.qualities[known], kind="stable")]
     places = np.unique(np.linspace(0, len(order) - 1, min(_FACES, len(order))).astype(int))
     faces, values, captions = [], [], []
     for row in order[places]:
-        face = _face(source, compared.image_ids[row])
+        face = album.faces([int(row)])[0]
         if face is None:
             continue  # the strip is a sample: another face is as good
         faces.append(face)

@@ -7,6 +7,7 @@ worker costs the shard it was at, and a second run does only what is missing.
 """
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import ray.data
 from numpy.typing import NDArray
 
@@ -24,9 +26,12 @@ from sdd_ray import columns
 from sdd_ray.engine.failures import failure_row, raise_failure
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.session import pool_size
-from sdd_ray.errors import InputError, TooManyRejectsError
-from sdd_ray.formats.images import ImageRejectedError
-from sdd_ray.formats.source import UNREADABLE_FOLDER, Listing, Source
+from sdd_ray.engine.tasks import run_tasks
+from sdd_ray.errors import InputError, SddError, TooManyRejectsError
+from sdd_ray.formats.folder import UNREADABLE_FOLDER
+from sdd_ray.formats.items import Item, PackedSource, from_table, to_table
+from sdd_ray.formats.reading import UNREADABLE, read_faces, reason_of
+from sdd_ray.formats.source import Listing, Source
 from sdd_ray.settings import PoolResources
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import (
@@ -40,8 +45,8 @@ from sdd_ray.store.run import (
     write_part,
 )
 
-UNREADABLE = "unreadable"
-"""Reason of images that cannot be reached; unlike the others it may pass."""
+_READS_ON_S3 = 16
+"""Requests a worker has under way at the same time, where each takes tens of milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class ImageJob:
     batch_size: int
     max_reject_share: float
     resources: PoolResources
+    is_remote: bool = False
 
 
 def run_image_job(job: ImageJob, run: OutputRun) -> tuple[list[PartRecord], Listing]:
@@ -149,7 +155,10 @@ class _ShardWorker:
     def __init__(self, job: ImageJob, output: Location, index: Location) -> None:
         self._job, self._output, self._index = job, output, index
         self._num_threads = max(1, int(job.resources.cpus_per_worker))
-        self._threads = ThreadPoolExecutor(self._num_threads)
+        readers = job.resources.read_threads or (
+            _READS_ON_S3 if job.is_remote else self._num_threads
+        )
+        self._threads = ThreadPoolExecutor(readers)
         self._loaded: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -167,19 +176,19 @@ class _ShardWorker:
 
     def _embed(self, listed: pa.Table) -> tuple[Shard, NDArray[np.float32]]:
         """Read and decode ahead of the network, which works on batches of a fixed size."""
-        ids = listed[columns.IMAGE_ID].to_pylist()
-        people = listed[columns.IDENTITY].to_pylist()
         shard = Shard([], [], [], [])
         outputs: list[NDArray[np.float32]] = []
         size = self._job.batch_size
-        read = self._threads.map(self._read, ids)
-        for image_id, person, result in zip(ids, people, read, strict=True):
-            if isinstance(result, Reject):
-                shard.rejects.append(result)
+        items = from_table(listed)
+        for item, face in zip(
+            items, read_faces(self._job.source, items, self._threads), strict=True
+        ):
+            if isinstance(face, SddError):
+                shard.rejects.append(Reject(item.image_id, reason_of(face), str(face)))
                 continue
-            shard.image_ids.append(image_id)
-            shard.identities.append(person)
-            shard.images.append(result)
+            shard.image_ids.append(item.image_id)
+            shard.identities.append(face.identity)
+            shard.images.append(face.pixels)
             if len(shard.images) % size == 0:
                 outputs.append(self._network(np.stack(shard.images[-size:])))
         rest = len(shard.images) % size
@@ -193,14 +202,6 @@ class _ShardWorker:
         if self._loaded is None:  # not in the constructor, whose errors Ray would wrap and retry
             self._loaded = self._job.stage.load(self._num_threads)
         return self._loaded(images)
-
-    def _read(self, image_id: str) -> NDArray[np.uint8] | Reject:
-        try:
-            return self._job.source.read(image_id)
-        except ImageRejectedError as error:
-            return Reject(image_id, error.reason, str(error))
-        except InputError as error:
-            return Reject(image_id, UNREADABLE, str(error))
 
 
 def _index_file(run: OutputRun) -> Location:
@@ -222,10 +223,9 @@ def _index(job: ImageJob, run: OutputRun) -> tuple[int, Listing]:
     sink = pa.BufferOutputStream()
     total = 0
     with pq.ParquetWriter(sink, columns.INDEX, compression="zstd") as writer:
-        for rows in _groups(job.source.list(listing), job.images_per_shard):
+        for rows in _groups(_listed(job.source, listing), job.images_per_shard):
             total += len(rows)
-            table = pa.table(list(map(list, zip(*rows, strict=True))), schema=columns.INDEX)
-            writer.write_table(table, row_group_size=len(rows))
+            writer.write_table(to_table(rows), row_group_size=len(rows))
     if total:
         content = sink.getvalue()
         _forget_changed(run, content)
@@ -233,6 +233,45 @@ def _index(job: ImageJob, run: OutputRun) -> tuple[int, Listing]:
         tree = {"images": total, **asdict(listing)}
         note.write_bytes(json.dumps(tree).encode())
     return total, listing
+
+
+def _listed(source: Source, listing: Listing) -> Iterator[Item]:
+    """Yield the items of a source; of packed files, many are listed at the same time."""
+    if not source.needs_listing:  # keys that are paths cannot come twice
+        yield from source.items(listing)
+        return
+    # 64-bit hashes: of 10^8 different keys two have the same one with a chance of 3e-4.
+    seen: set[int] = set()
+    for item in (
+        _scanned(source, listing) if isinstance(source, PackedSource) else source.items(listing)
+    ):
+        key = hash(item.image_id)
+        if key in seen:
+            detail = "the source holds another image of this key before"
+            listing.rejects.append(Reject(item.image_id, "duplicate_image_id", detail))
+            continue
+        seen.add(key)
+        yield item
+
+
+def _scanned(source: PackedSource, listing: Listing) -> Iterator[Item]:
+    scan = ray.remote(_scan).options(name="list images", max_retries=3)
+    calls = ((scan.remote(source, file), file) for file in source.files())
+    for found, _ in run_tasks(calls):
+        if isinstance(found, SddError):
+            raise found
+        table, met = found
+        listing.rejects += met.rejects
+        listing.ignored_files += met.ignored_files
+        yield from from_table(table)
+
+
+def _scan(source: PackedSource, file: str) -> tuple[pa.Table, Listing] | SddError:
+    listing = Listing()
+    try:
+        return to_table(source.scan(file, listing)), listing
+    except SddError as error:
+        return error
 
 
 def _forget_changed(run: OutputRun, content: pa.Buffer) -> None:
@@ -264,16 +303,8 @@ def _check_reached(records: Sequence[PartRecord]) -> None:
         raise InputError(f"none of {len(rejects):,} images can be reached; {_first(rejects)}")
 
 
-def _groups(
-    items: Iterator[tuple[str, str | None]], size: int
-) -> Iterator[list[tuple[str, str | None]]]:
-    group: list[tuple[str, str | None]] = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
+def _groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while group := list(itertools.islice(items, size)):
         yield group
 
 

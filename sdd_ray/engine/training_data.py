@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,10 @@ from sdd_ray import columns
 from sdd_ray.columns import IDENTITY, IMAGE_ID, PSEUDO_LABEL
 from sdd_ray.core.fitting import Batch
 from sdd_ray.core.splits import split_identities
-from sdd_ray.errors import InputError, TooManyRejectsError
-from sdd_ray.formats.images import ImageRejectedError
-from sdd_ray.formats.source import Source, open_source
+from sdd_ray.errors import InputError, SddError, TooManyRejectsError
+from sdd_ray.formats.items import from_table
+from sdd_ray.formats.reading import read_face, read_faces, reason_of
+from sdd_ray.formats.source import Source, locate, open_source
 from sdd_ray.settings import TrainConfig
 from sdd_ray.store.dataset import Dataset
 from sdd_ray.store.run import Reject
@@ -26,13 +28,15 @@ _ROWS_PER_BLOCK = 256
 _IMAGE_BYTES = 112 * 112 * 3
 _CACHE_SHARE = 0.3
 """Decoded images stay in Ray's object store when they need at most this share of it."""
+_READERS = 2
+"""Threads of a reading task: one waits for a disk while the other decodes."""
 _SHUFFLE_BATCHES = 8
 """Images wait for each other in a buffer of this many batches, to come in random order."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Labelled images by part, with columns image_id and target, and the split of identities."""
+    """Labelled images by part, as items with a target each, and the split of identities."""
 
     train: pa.Table
     validation: pa.Table
@@ -80,6 +84,8 @@ def prepare(config: TrainConfig, labels: Dataset) -> TrainingData:
         raise InputError(f"{uri}: cannot split the identities: {error}") from error
     part_of = pa.array([parts[name] for name in table[IDENTITY].to_pylist()])
     table = pa.table({IMAGE_ID: table[IMAGE_ID], "target": targets})
+    source = open_source(config.source)
+    table = locate(source, table[IMAGE_ID]).append_column("target", table["target"])
     train, validation = (table.filter(pc.equal(part_of, name)) for name in ("train", "validation"))
     batch_size = config.optimiser.batch_size
     if train.num_rows < batch_size:
@@ -90,7 +96,7 @@ def prepare(config: TrainConfig, labels: Dataset) -> TrainingData:
     names = sorted(parts)
     splits = pa.table([names, [parts[name] for name in names]], schema=columns.SPLITS)
     train = _shuffled(train, config.seed)
-    _probe(open_source(config.source), train)
+    _probe(source, train)
     return TrainingData(train, validation, splits, float(np.asarray(train["target"]).mean()))
 
 
@@ -130,7 +136,7 @@ def decoded(source: Source, table: pa.Table) -> Any:
 
     Args:
         source: The images.
-        table: Columns image_id and target.
+        table: Items, and a column target.
 
     Returns:
         A dataset with columns image (112, 112, 3) uint8, target, image_id, and reason and detail,
@@ -141,7 +147,7 @@ def decoded(source: Source, table: pa.Table) -> Any:
     ]
     dataset: Any = ray.data.from_arrow(blocks)
     dataset.context.execution_options = in_order()
-    dataset = dataset.map_batches(_reader(source), batch_size=64)
+    dataset = dataset.map_batches(_reader(source), batch_size=64, batch_format="pyarrow")
     memory = float(ray.cluster_resources().get("object_store_memory", 0.0))
     if table.num_rows * _IMAGE_BYTES <= _CACHE_SHARE * memory:
         return dataset.materialize()
@@ -187,22 +193,23 @@ def batches(
             yield np.asarray(batch["image"][readable]), targets
 
 
-def _reader(source: Source) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Return the function that adds images to a batch of keys and targets."""
+def _reader(source: Source) -> Callable[[pa.Table], pa.Table]:
+    """Return the function that adds images to a batch of items and targets."""
 
-    def read_images(batch: dict[str, Any]) -> dict[str, Any]:
-        images = np.zeros((len(batch[IMAGE_ID]), 112, 112, 3), np.uint8)
-        failures = [("", "")] * len(images)
-        for row, image_id in enumerate(batch[IMAGE_ID]):
-            try:
-                images[row] = source.read(str(image_id))
-            except ImageRejectedError as error:
-                failures[row] = (error.reason, str(error))
-            except InputError as error:
-                failures[row] = ("unreadable", str(error))
+    def read_images(batch: pa.Table) -> dict[str, Any]:
+        items = from_table(batch)
+        images = np.zeros((len(items), 112, 112, 3), np.uint8)
+        failures = [("", "")] * len(items)
+        with ThreadPoolExecutor(_READERS) as threads:
+            for row, face in enumerate(read_faces(source, items, threads)):
+                if isinstance(face, SddError):
+                    failures[row] = (reason_of(face), str(face))
+                else:
+                    images[row] = face.pixels
         reasons, details = zip(*failures, strict=True)
         return {
-            **batch,
+            IMAGE_ID: np.array([item.image_id for item in items], dtype=object),
+            "target": np.asarray(batch["target"]),
             "image": images,
             "reason": np.array(reasons, dtype=object),
             "detail": np.array(details, dtype=object),
@@ -219,15 +226,15 @@ def _shuffled(table: pa.Table, seed: int) -> pa.Table:
 
 def _probe(source: Source, table: pa.Table) -> None:
     """Read some of the images before any long work: labels of other images end here."""
-    ids = table[IMAGE_ID].slice(0, 16).to_pylist()
+    items = from_table(table.select(columns.INDEX.names).slice(0, 16))
     missing = []
-    for image_id in ids:
+    for item in items:
         try:
-            source.read(image_id)
-        except (ImageRejectedError, InputError) as error:
+            read_face(source, item)
+        except SddError as error:
             missing.append(str(error))
-    if len(missing) == len(ids):
+    if len(missing) == len(items):
         raise InputError(
-            f"none of {len(ids)} labelled images tried can be read from the source; is it the one"
+            f"none of {len(items)} labelled images tried can be read from the source; is it the one"
             f" that was embedded? The first: {missing[0]}"
         )

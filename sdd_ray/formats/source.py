@@ -1,162 +1,84 @@
-"""Where images come from: list them once, in a fixed order, and read any of them by its image_id.
+"""Where images come from: the source that a configuration describes, and images by their keys."""
 
-A source is small and travels to the workers; listing runs on the driver and is a stream.
-"""
-
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from sdd_ray.errors import InputError
-from sdd_ray.formats.images import ImageRejectedError, decode_image
+from sdd_ray import columns
+from sdd_ray.columns import IMAGE_ID
+from sdd_ray.formats.drawn import SyntheticSource
+from sdd_ray.formats.folder import FolderSource
+from sdd_ray.formats.items import Item, Listing, Source, to_table
 from sdd_ray.settings import SourceConfig
 from sdd_ray.store.location import Location
-from sdd_ray.store.run import Reject
-from sdd_ray.synthetic import samples
-from sdd_ray.synthetic.samples import SyntheticSet
 from sdd_ray.synthetic.truth import synthetic_set
 
-UNREADABLE_FOLDER = "unreadable_folder"
-"""Reason of folders that cannot be listed, which may pass."""
-
-_MAX_FILE_BYTES = 64 << 20
-"""Larger files are no face crops, and are not read."""
-
-
-@dataclass
-class Listing:
-    """What listing a source met besides images: rows set aside, and files that are no images."""
-
-    rejects: list[Reject] = field(default_factory=list)
-    ignored_files: int = 0
-
-
-class Source(Protocol):
-    """Images with keys."""
-
-    def list(self, listing: Listing) -> Iterator[tuple[str, str | None]]:
-        """Yield (image_id, identity) of every image, sorted by image_id; note the rest."""
-
-    def read(self, image_id: str) -> NDArray[np.uint8]:
-        """Return the decoded RGB image, (112, 112, 3).
-
-        Raises:
-            ImageRejectedError: What is there is no usable image.
-            InputError: The image cannot be read.
-        """
+_LOOKED_THROUGH = 16_384
+"""Items of a listing that are compared with the wanted keys at once."""
 
 
 def open_source(config: SourceConfig) -> Source:
     """Return the source that the configuration describes."""
-    if config.kind == "synthetic":
-        return SyntheticSource(synthetic_set(config.synthetic))
-    root = Location(config.path or "").absolute()
-    return FolderSource(root, config.identity, tuple(e.lower() for e in config.extensions))
+    return _KINDS[config.kind](config, Location(config.path or "").absolute())
 
 
-@dataclass(frozen=True)
-class FolderSource:
-    """Image files below a folder; the image_id is the path relative to it."""
-
-    root: Location
-    identity: str
-    extensions: tuple[str, ...]
-
-    def list(self, listing: Listing) -> Iterator[tuple[str, str | None]]:
-        """Yield (image_id, identity) of every image file, sorted by image_id.
-
-        Raises:
-            InputError: The root folder cannot be listed; folders below it are set aside instead.
-        """
-        if not self.root.is_folder():
-            raise InputError(f"source.path: no folder {self.root.uri}")
-        for name in self._walk(self.root, "", listing, frozenset()):
-            if name.lower().rpartition(".")[2] not in self.extensions:
-                listing.ignored_files += 1
-                continue
-            person = self._person(name)
-            if person is None and self.identity != "none":
-                listing.rejects.append(Reject(name, "no_identity", "not in a folder of a person"))
-                continue
-            yield name, person
-
-    def read(self, image_id: str) -> NDArray[np.uint8]:
-        """Return the decoded RGB image, (112, 112, 3).
-
-        Raises:
-            ImageRejectedError: What is there is no usable image, or is too large to be read.
-            InputError: The file cannot be read, or the id leads out of the root.
-        """
-        if "\0" in image_id or not set(image_id.split("/")).isdisjoint({"", ".", ".."}):
-            raise InputError(f"image_id {image_id!r} is no path below {self.root.uri}")
-        place = self.root / image_id
-        with place.open() as stream:
-            try:
-                if stream.size() > _MAX_FILE_BYTES:
-                    raise ImageRejectedError("too_large", f"a file of {stream.size():,} bytes")
-                content = stream.read()
-            except OSError as error:
-                raise InputError(f"cannot read {place.uri}: {error}") from error
-        return decode_image(content)
-
-    def _person(self, name: str) -> str | None:
-        folders = name.split("/")[:-1]
-        if not folders or self.identity == "none":
-            return None
-        return folders[0] if self.identity == "first_folder" else "/".join(folders)
-
-    def _walk(
-        self, folder: Location, prefix: str, listing: Listing, above: frozenset[Hashable]
-    ) -> Iterator[str]:
-        try:
-            entries, key = list(folder.entries()), folder.key()
-        except InputError as error:
-            if not prefix:
-                raise
-            listing.rejects.append(Reject(prefix, UNREADABLE_FOLDER, str(error)))
-            return
-        if key in above:
-            detail = "a link that leads back to a folder above it"
-            listing.rejects.append(Reject(prefix, "folder_loop", detail))
-            return
-        # A folder sorts by its name with the slash, as its files do among whole paths.
-        for name, is_folder, is_special in sorted(entries, key=lambda e: e[0] + "/" * e[1]):
-            if not _is_text(name):
-                shown = prefix + ascii(name)[1:-1]
-                listing.rejects.append(Reject(shown, "unreadable_name", "the name is not UTF-8"))
-            elif is_folder:
-                yield from self._walk(folder / name, f"{prefix}{name}/", listing, above | {key})
-            elif is_special:
-                # It would keep its reader waiting for ever.
-                detail = "a pipe, socket or device"
-                listing.rejects.append(Reject(prefix + name, "not_a_file", detail))
-            else:
-                yield prefix + name
+def _folder(config: SourceConfig, path: Location) -> Source:
+    return FolderSource(path, config.identity_rule, _extensions(config))
 
 
-@dataclass(frozen=True)
-class SyntheticSource:
-    """Faces drawn by the program."""
-
-    faces: SyntheticSet
-
-    def list(self, listing: Listing) -> Iterator[tuple[str, str | None]]:  # noqa: ARG002
-        """Yield (image_id, identity) of every face, sorted by image_id."""
-        for identity, index in samples.keys(self.faces):
-            image_id = samples.image_id_of(self.faces.seed, identity, index)
-            yield image_id, samples.identity_name(identity)
-
-    def read(self, image_id: str) -> NDArray[np.uint8]:
-        """Return the face drawn for this image_id, (112, 112, 3)."""
-        return samples.draw(self.faces, image_id).image
+def _synthetic(config: SourceConfig, _: Location) -> Source:
+    return SyntheticSource(synthetic_set(config.synthetic))
 
 
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+_KINDS: dict[str, Callable[[SourceConfig, Location], Source]] = {
+    "folder": _folder,
+    "synthetic": _synthetic,
+}
+
+
+def locate(source: Source, image_ids: pa.ChunkedArray) -> pa.Table:
+    """Return the items of some images, as a table of `columns.INDEX` in the order of the keys.
+
+    Keys that the source does not hold have a null `file`, and fetching them says that they are not
+    there. A source whose keys lead to their images by themselves is not listed.
+
+    Raises:
+        InputError: The source cannot be listed.
+    """
+    keys = pc.cast(image_ids, pa.string()).combine_chunks()
+    empty = {name: pa.nulls(len(keys), kind) for name, kind in _KINDS_OF_COLUMNS.items()}
+    for name in ("offset", "length"):
+        empty[name] = pa.array(np.zeros(len(keys), np.int64))
+    table = pa.table({**empty, IMAGE_ID: keys}).select(columns.INDEX.names)
+    table = table.cast(columns.INDEX)
+    if not source.needs_listing:
+        return table
+    parts, group = [columns.INDEX.empty_table()], list[Item]()
+    for item in source.items(Listing()):
+        group.append(item)
+        if len(group) == _LOOKED_THROUGH:
+            parts.append(_wanted(group, keys))
+            group = []
+    parts.append(_wanted(group, keys))
+    found = pa.concat_tables(parts)
+    place = pc.index_in(keys, found[IMAGE_ID].combine_chunks())
+    # A key that is not there takes the row of its own that says so.
+    own = pa.array(np.arange(len(keys)) + found.num_rows)
+    return pa.concat_tables([found, table]).take(pc.coalesce(pc.cast(place, pa.int64()), own))
+
+
+_KINDS_OF_COLUMNS = {field.name: field.type for field in columns.INDEX}
+
+
+def _wanted(items: list[Item], keys: pa.Array) -> pa.Table:
+    table = to_table(items)
+    return table.filter(pc.is_in(table[IMAGE_ID], keys))
+
+
+def _extensions(config: SourceConfig) -> tuple[str, ...]:
+    return tuple(extension.lower() for extension in config.extensions)
+
+
+__all__ = ["Item", "Listing", "Source", "locate", "open_source"]

@@ -20,8 +20,6 @@ from sdd_ray.settings.common import (
     PreprocessingConfig,
     RayConfig,
     RecogniserConfig,
-    SourceConfig,
-    SyntheticConfig,
 )
 from sdd_ray.settings.evaluation import (
     ComparisonsConfig,
@@ -39,6 +37,15 @@ from sdd_ray.settings.labelling import (
     LeaveOneOutConfig,
     SampledConfig,
     TrimConfig,
+)
+from sdd_ray.settings.source import (
+    ListConfig,
+    ParquetConfig,
+    RecordIOConfig,
+    SourceConfig,
+    SyntheticConfig,
+    TarConfig,
+    TFRecordConfig,
 )
 from sdd_ray.settings.stages import EmbedConfig, ScoreConfig
 from sdd_ray.settings.training import (
@@ -68,14 +75,17 @@ __all__ = [
     "LabelConfig",
     "LabelResources",
     "LeaveOneOutConfig",
+    "ListConfig",
     "MethodConfig",
     "MixedConfig",
     "NetworkConfig",
     "OptimiserConfig",
+    "ParquetConfig",
     "PoolResources",
     "PreprocessingConfig",
     "RayConfig",
     "RecogniserConfig",
+    "RecordIOConfig",
     "ReportConfig",
     "SamePersonConfig",
     "SampledConfig",
@@ -85,6 +95,8 @@ __all__ = [
     "SplitConfig",
     "SuspectConfig",
     "SyntheticConfig",
+    "TFRecordConfig",
+    "TarConfig",
     "TrainConfig",
     "TrainResources",
     "TrimConfig",

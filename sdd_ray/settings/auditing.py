@@ -13,9 +13,9 @@ from sdd_ray.settings.common import (
     RayConfig,
     Seed,
     Share,
-    SourceConfig,
     Text,
 )
+from sdd_ray.settings.source import SourceConfig
 
 Similarity = Annotated[float, Field(gt=0, lt=1)]
 GroupSize = Annotated[int, Field(ge=2)]

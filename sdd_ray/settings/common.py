@@ -3,7 +3,7 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -39,57 +39,9 @@ class PoolResources:
     """Logical CPUs each actor reserves."""
     gpus_per_worker: NonNegativeFloat = 0.0
     """GPUs each actor reserves; there is no silent fall-back to the CPU."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class SyntheticConfig:
-    """Faces drawn by the program, with known degradations (`source.kind=synthetic`)."""
-
-    seed: Seed = 7
-    """Changes every face."""
-    num_identities: PositiveInt = 120
-    """People drawn."""
-    images_per_identity: PositiveInt = 12
-    """Images of each person."""
-    first_identity: NonNegativeInt = 0
-    """Number of the first person; sets with other numbers show other people."""
-    degraded_share: Share = 0.6
-    """Share of images that are degraded, with a severity spread over [0, 1]."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class SourceConfig:
-    """Where the images come from. An image_id always leads back to its image."""
-
-    kind: Literal["folder", "synthetic"] = "synthetic"
-    """`folder`: image files below `path`, the image_id being the relative path.
-    `synthetic`: faces drawn by the program."""
-    path: Text | None = None
-    """Root folder of the images, local or s3:// (`kind=folder`)."""
-    identity: Literal["first_folder", "parent_folder", "none"] = "first_folder"
-    """How a file names its person: the first folder below `path`, the folder the file lies in,
-    or not at all. `score` needs no person and does not look."""
-    extensions: tuple[Text, ...] = (
-        "jpg",
-        "jpeg",
-        "png",
-        "webp",
-        "bmp",
-        "tif",
-        "tiff",
-        "gif",
-        "ppm",
-    )
-    """Files with other extensions are no images; they are counted and left alone."""
-    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-
-    def __post_init__(self) -> None:
-        if self.kind == "folder" and self.path is None:
-            raise ValueError("source.kind=folder needs source.path, the root folder of the images")
-        if self.kind == "synthetic" and self.path is not None:
-            raise ValueError(
-                "source.path is given, but source.kind=synthetic; did you mean folder?"
-            )
+    read_threads: PositiveInt | None = None
+    """Requests for images that a worker has under way at the same time. Null: 16 for s3://, else
+    one for each of its CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -12,10 +12,9 @@ from sdd_ray.settings.common import (
     Rate,
     RayConfig,
     Seed,
-    SourceConfig,
-    SyntheticConfig,
     Text,
 )
+from sdd_ray.settings.source import SourceConfig, SyntheticConfig
 from sdd_ray.settings.training import OptimiserConfig
 
 

@@ -12,9 +12,9 @@ from sdd_ray.settings.common import (
     RayConfig,
     RecogniserConfig,
     Share,
-    SourceConfig,
     Text,
 )
+from sdd_ray.settings.source import SourceConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

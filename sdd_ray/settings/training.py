@@ -14,9 +14,9 @@ from sdd_ray.settings.common import (
     RecogniserConfig,
     Seed,
     Share,
-    SourceConfig,
     Text,
 )
+from sdd_ray.settings.source import SourceConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -94,6 +94,27 @@ class Location:
         except OSError as error:
             raise InputError(f"cannot read {self.uri}: {error}") from error
 
+    def read_range(self, offset: int, length: int) -> bytes:
+        """Return some bytes from the middle of the file.
+
+        Raises:
+            InputError: The file is missing, cannot be read, or ends before.
+        """
+        try:
+            found: bytes = self._readable().read_at(length, offset)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {self.uri}: {error}") from error
+        if len(found) != length:
+            raise InputError(
+                f"{self.uri}: expected {length:,} bytes at {offset:,}, got {len(found):,}:"
+                " the file is shorter than its index says"
+            )
+        return found
+
+    def _readable(self) -> pa.NativeFile:
+        # On S3 every opening asks for the size first, which takes as long as reading.
+        return self.open() if self.is_local else _open_remote(self.uri)
+
     def write_bytes(self, content: bytes) -> None:
         """Write the file, whole or not at all; folders above it are made.
 
@@ -234,6 +255,11 @@ def _s3() -> fs.FileSystem:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     retries = fs.AwsStandardS3RetryStrategy(max_attempts=8)
     return fs.S3FileSystem(endpoint_override=endpoint, retry_strategy=retries)
+
+
+@lru_cache(maxsize=256)
+def _open_remote(uri: str) -> pa.NativeFile:
+    return Location(uri).open()
 
 
 def _entry(found: "os.DirEntry[str]") -> Entry:

@@ -13,6 +13,7 @@ from sdd_ray.core.similarity import normalise
 from sdd_ray.engine import embedding
 from sdd_ray.engine.inference import Shard
 from sdd_ray.errors import ResourceError, WeightsError
+from sdd_ray.formats.reading import read_face
 from sdd_ray.formats.source import Listing, open_source
 from sdd_ray.settings import EmbedConfig
 from sdd_ray.store.dataset import open_dataset
@@ -46,8 +47,9 @@ def by_one_worker(ray_session, tmp_path_factory):
 def drawn():
     """The (image_id, identity) of all faces, and their pixels."""
     source = open_source(load_tree(EmbedConfig, {**TREE, "output": "o"}).source)
-    keys = list(source.list(Listing()))
-    return keys, np.stack([source.read(image_id) for image_id, _ in keys])
+    items = list(source.items(Listing()))
+    keys = [(item.image_id, item.identity) for item in items]
+    return keys, np.stack([read_face(source, item) for item in items])
 
 
 def matrix(dataset):

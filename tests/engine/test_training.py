@@ -17,6 +17,7 @@ from sdd_ray.engine.training import check_resources, train_network
 from sdd_ray.engine.training_data import batches, decoded, image_datasets, prepare, unreadable
 from sdd_ray.errors import InputError, ResourceError, SddError, TooManyRejectsError, WeightsError
 from sdd_ray.formats.images import ImageRejectedError
+from sdd_ray.formats.items import Content, Item, to_table
 from sdd_ray.settings import (
     OptimiserConfig,
     SourceConfig,
@@ -37,12 +38,17 @@ class UnevenSource:
     delay_s: float = 0.0
     unreadable: tuple[int, ...] = ()
 
-    def read(self, image_id):
-        number = int(image_id)
+    needs_listing: bool = False
+
+    def groups(self, items):
+        return [[place] for place in range(len(items))]
+
+    def fetch(self, items):
+        number = int(items[0].image_id)
         if number in self.unreadable:
-            raise ImageRejectedError("unreadable", "as the test wants it")
+            return [ImageRejectedError("unreadable", "as the test wants it")]
         time.sleep(0 if number else self.delay_s)
-        return np.full((112, 112, 3), number % 256, np.uint8)
+        return [Content(np.full((112, 112, 3), number % 256, np.uint8))]
 
 
 def prepared(tmp_path, targets=None, **changes):
@@ -53,7 +59,8 @@ def prepared(tmp_path, targets=None, **changes):
 
 def numbered():
     ids = [str(n) for n in range(IMAGES)]
-    return pa.table({"image_id": ids, "target": np.arange(IMAGES, dtype=np.float32)})
+    targets = pa.chunked_array([np.arange(IMAGES, dtype=np.float32)])
+    return to_table(Item(i) for i in ids).append_column("target", targets)
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -5,12 +5,17 @@ import shutil
 import socket
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from sdd_ray.errors import InputError
+from sdd_ray.formats.drawn import SyntheticSource
+from sdd_ray.formats.folder import FolderSource
 from sdd_ray.formats.images import ImageRejectedError
-from sdd_ray.formats.source import FolderSource, Listing, SyntheticSource, open_source
+from sdd_ray.formats.items import Item, from_table
+from sdd_ray.formats.reading import read_face
+from sdd_ray.formats.source import Listing, locate, open_source
 from sdd_ray.settings import SourceConfig, SyntheticConfig
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import Reject
@@ -29,7 +34,12 @@ def make(root, *names):
 
 def listed(source):
     listing = Listing()
-    return list(source.list(listing)), listing
+    return [(item.image_id, item.identity) for item in source.items(listing)], listing
+
+
+def read(source, image_id):
+    """Return the face with a key that came from elsewhere."""
+    return read_face(source, from_table(locate(source, pa.chunked_array([[image_id]])))[0])
 
 
 def test_images_are_sorted_by_their_whole_key(tmp_path):
@@ -117,8 +127,8 @@ def test_root_that_cannot_be_listed_ends_the_run(tmp_path, monkeypatch):
 def test_folder_that_vanishes_while_listing_is_set_aside(tmp_path):
     make(tmp_path, "a/1.jpg", "b/1.jpg")
     listing = Listing()
-    images = folder_source(tmp_path).list(listing)
-    assert next(images) == ("a/1.jpg", "a")
+    images = folder_source(tmp_path).items(listing)
+    assert next(images) == Item("a/1.jpg", "a")
     shutil.rmtree(tmp_path / "b")
     assert list(images) == []
     assert [reject.reason for reject in listing.rejects] == ["unreadable_folder"]
@@ -177,14 +187,14 @@ def test_broken_links_do_not_end_the_listing(tmp_path):
     assert [image_id for image_id, _ in images] == ["a/1.jpg", "a/gone.jpg"]
     assert listing.ignored_files == 1
     with pytest.raises(InputError, match=r"cannot read .*gone\.jpg"):
-        folder_source(tmp_path).read("a/gone.jpg")
+        read(folder_source(tmp_path), "a/gone.jpg")
 
 
 def test_image_is_read_by_its_key(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (112, 112, 3)).astype(np.uint8)
     (tmp_path / "a").mkdir()
     Image.fromarray(pixels).save(tmp_path / "a" / "1.png")
-    assert np.array_equal(folder_source(tmp_path).read("a/1.png"), pixels)
+    assert np.array_equal(read(folder_source(tmp_path), "a/1.png"), pixels)
 
 
 def test_source_on_s3(s3_bucket):
@@ -218,8 +228,8 @@ def test_synthetic_source():
     faces = SyntheticSet(3, 12, 11, 995, config.degraded_share)
     assert source == SyntheticSource(faces)
     image_id = images[17][0]
-    assert np.array_equal(source.read(image_id), draw(faces, image_id).image)
-    assert source.read(image_id).shape == (112, 112, 3)
+    assert np.array_equal(read(source, image_id), draw(faces, image_id).image)
+    assert read(source, image_id).shape == (112, 112, 3)
 
 
 @pytest.mark.parametrize(
@@ -230,14 +240,14 @@ def test_ids_of_strangers_lead_nowhere_else(tmp_path, image_id):
     root.mkdir()
     Image.new("RGB", (112, 112)).save(tmp_path / "secret.png")
     with pytest.raises(InputError, match="is no path below"):
-        folder_source(root).read(image_id)
+        read(folder_source(root), image_id)
 
 
 def test_pipe_does_not_keep_its_reader_waiting(tmp_path):
     (tmp_path / "a").mkdir()
     os.mkfifo(tmp_path / "a" / "x.jpg")
     with pytest.raises(InputError, match="no regular file"):
-        folder_source(tmp_path).read("a/x.jpg")
+        read(folder_source(tmp_path), "a/x.jpg")
 
 
 def test_what_is_no_file_is_set_aside(tmp_path):
@@ -258,4 +268,4 @@ def test_file_too_large_for_a_face_is_not_read(tmp_path):
     with (tmp_path / "a" / "x.jpg").open("wb") as stream:
         stream.truncate((64 << 20) + 1)  # a sparse file: nothing of it lies on the disk
     with pytest.raises(ImageRejectedError, match="too_large"):
-        folder_source(tmp_path).read("a/x.jpg")
+        read(folder_source(tmp_path), "a/x.jpg")

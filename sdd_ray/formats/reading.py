@@ -1,0 +1,122 @@
+"""From items to decoded faces: fetch in few requests, decode on threads, keep the order."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sdd_ray.errors import InputError, SddError
+from sdd_ray.formats.images import ImageRejectedError, decode_image
+from sdd_ray.formats.items import Content, Item, Source, from_table
+from sdd_ray.formats.source import locate
+
+UNREADABLE = "unreadable"
+"""Reason of images that cannot be reached; unlike the others it may pass."""
+
+
+_ALBUM_THREADS = 8
+"""Images read at the same time for figures: they may lie on S3."""
+
+
+class Face(NamedTuple):
+    """A decoded image.
+
+    Attributes:
+        pixels: (112, 112, 3) RGB.
+        identity: The person that listing or format name, or None.
+    """
+
+    pixels: NDArray[np.uint8]
+    identity: str | None
+
+
+def read_faces(
+    source: Source, items: Sequence[Item], threads: ThreadPoolExecutor
+) -> Iterator[Face | SddError]:
+    """Yield the face of each item in order, or why it cannot be used.
+
+    Threads fetch and decode ahead of the one that takes the faces.
+
+    Args:
+        source: Where the items are from.
+        items: What to read.
+        threads: Who reads.
+    """
+    # In the order in which their first face is needed.
+    groups: list[list[int]] = sorted(source.groups(items), key=min)
+    places: list[tuple[Future[list[Face | SddError]], int]] = [(Future(), 0)] * len(items)
+    for group in groups:
+        done = threads.submit(_read_group, source, [items[place] for place in group])
+        for number, place in enumerate(group):
+            places[place] = (done, number)
+    for future, number in places:
+        yield future.result()[number]
+
+
+def read_face(source: Source, item: Item) -> NDArray[np.uint8]:
+    """Return the decoded RGB image of one item, (112, 112, 3).
+
+    Raises:
+        ImageRejectedError: What is there is no usable image.
+        InputError: The image cannot be read.
+    """
+    found = _read_group(source, [item])[0]
+    if isinstance(found, SddError):
+        raise found
+    return found.pixels
+
+
+def reason_of(error: SddError) -> str:
+    """Return why an image is set aside, fit for counting."""
+    return error.reason if isinstance(error, ImageRejectedError) else UNREADABLE
+
+
+def _read_group(source: Source, items: list[Item]) -> list[Face | SddError]:
+    try:
+        contents = source.fetch(items)
+    except InputError as error:
+        return [error] * len(items)
+    return [_decoded(item, found) for item, found in zip(items, contents, strict=True)]
+
+
+def _decoded(item: Item, found: Content | SddError) -> Face | SddError:
+    if isinstance(found, SddError):
+        return found
+    identity = item.identity if found.identity is None else found.identity
+    if not isinstance(found.data, bytes):
+        return Face(found.data, identity)
+    try:
+        return Face(decode_image(found.data), identity)
+    except ImageRejectedError as error:
+        return error
+
+
+class Album:
+    """The images of a set by row, for figures: an image that cannot be shown is None.
+
+    The source is listed at most once, when the first image is asked for.
+
+    Args:
+        source: Where the images are.
+        image_ids: Keys of the set.
+    """
+
+    def __init__(self, source: Source, image_ids: pa.ChunkedArray) -> None:
+        self._source, self._image_ids = source, image_ids
+        self._items: pa.Table | None = None
+
+    def faces(self, rows: Sequence[int]) -> list[NDArray[np.uint8] | None]:
+        """Return the (112, 112, 3) pixels of some images, all read at the same time.
+
+        Raises:
+            InputError: The source cannot be listed.
+        """
+        if self._items is None:
+            self._items = locate(self._source, self._image_ids)
+        items = from_table(self._items.take(pa.array(rows, pa.int64())))
+        with ThreadPoolExecutor(_ALBUM_THREADS) as threads:
+            found = list(read_faces(self._source, items, threads))
+        return [None if isinstance(face, SddError) else face.pixels for face in found]
