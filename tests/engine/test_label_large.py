@@ -116,12 +116,12 @@ def test_the_identity_lies_in_several_parts(run):
 
 def test_labels_are_within_their_bounds(run, images):
     names = ["image_id", "distance", "error_bound", "num_mated", "num_nonmated"]
-    found, codes = read_rows(run[0], "label", names), images.codes
+    found = {one["image_id"]: one for one in read_rows(run[0], "label", names)}
+    codes = images.codes
     exact = normalise(images.embeddings)[0].astype(np.float64)
     some = np.random.default_rng(2).choice(NUM_LARGE, 50, replace=False)
     for row in [*some, NUM_LARGE, NUM_LARGE + 1]:
-        one, same = found[row], codes == codes[row]
-        assert one["image_id"] == images.image_ids[row]
+        one, same = found[images.image_ids[row]], codes == codes[row]
         assert (one["num_mated"], one["num_nonmated"]) == (same.sum() - 1, (~same).sum())
         similarity = exact @ exact[row]
         nonmated = similarity[~same]
