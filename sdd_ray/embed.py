@@ -16,7 +16,8 @@ def run(config: EmbedConfig) -> None:
         SddError: An input, the output or the cluster is not as it should be.
     """
     from sdd_ray.engine.embedding import EmbedStage
-    from sdd_ray.engine.inference import ImageJob, run_image_job
+    from sdd_ray.engine.image_worker import ImageJob
+    from sdd_ray.engine.inference import run_image_job
     from sdd_ray.engine.session import session
     from sdd_ray.formats.source import open_source
     from sdd_ray.store.location import output_location
@@ -45,9 +46,9 @@ def run(config: EmbedConfig) -> None:
             is_remote=(config.source.path or "").startswith("s3://"),
         )
         with session(config.ray):
-            records, listing = run_image_job(job, output)
-        results = {"recogniser": description, "ignored_files": listing.ignored_files}
-        output.complete(records, results, listing.rejects)
+            made = run_image_job(job, output)
+        results = {"recogniser": description, **made.results}
+        output.complete(made.records, results, made.listing.rejects)
     say_done(output)
 
 

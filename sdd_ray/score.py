@@ -18,7 +18,8 @@ def run(config: ScoreConfig) -> None:
     Raises:
         SddError: An input, the output or the cluster is not as it should be.
     """
-    from sdd_ray.engine.inference import ImageJob, run_image_job
+    from sdd_ray.engine.image_worker import ImageJob
+    from sdd_ray.engine.inference import run_image_job
     from sdd_ray.engine.scoring import ScoreStage
     from sdd_ray.engine.session import session
     from sdd_ray.formats.source import open_source
@@ -44,9 +45,9 @@ def run(config: ScoreConfig) -> None:
             is_remote=(config.source.path or "").startswith("s3://"),
         )
         with session(config.ray):
-            records, listing = run_image_job(job, output)
-        write_csv(output.output, records, "qualities.csv")
-        output.complete(records, {"ignored_files": listing.ignored_files}, listing.rejects)
+            made = run_image_job(job, output)
+        write_csv(output.output, made.records, "qualities.csv")
+        output.complete(made.records, made.results, made.listing.rejects)
     say_done(output)
 
 

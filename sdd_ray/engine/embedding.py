@@ -1,7 +1,7 @@
 """The embed stage: from images to unit-length embeddings with a recogniser."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sdd_ray import columns
 from sdd_ray.core.similarity import EMBEDDING_REASONS, check_embeddings, normalise
-from sdd_ray.engine.inference import Shard
+from sdd_ray.engine.image_worker import Network, Shard
 from sdd_ray.store.recogniser import RecogniserSpec, load_recogniser
 from sdd_ray.store.run import Reject
 
@@ -28,9 +28,9 @@ class EmbedStage:
     storage: str
     device: str
 
-    def load(self, threads: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    def load(self, threads: int) -> Network:
         """Load the recogniser on a worker; return a function from images to raw embeddings."""
-        return load_recogniser(self.recogniser, threads, self.device).embed
+        return partial(map, load_recogniser(self.recogniser, threads, self.device).embed)
 
     def rows(self, shard: Shard, outputs: NDArray[np.float32]) -> tuple[pa.Table, list[Reject]]:
         """Return the embeddings of the shard, and all its images that were set aside."""
@@ -46,7 +46,7 @@ class EmbedStage:
                 pa.array([shard.identities[row] for row in usable], pa.string()),
                 column,
                 norms,
-                shard.content()[usable],
+                shard.content[usable],
             ],
             schema=schema,
         )

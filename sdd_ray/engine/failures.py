@@ -15,7 +15,7 @@ from sdd_ray.errors import SddError
 @contextmanager
 def failure_row() -> Iterator[dict[str, Any]]:
     """Yield a row to fill; an `SddError` raised meanwhile ends up in it instead."""
-    row: dict[str, Any] = {"record": [""], "failure": [b""]}
+    row: dict[str, Any] = {"failure": [b""]}
     try:
         yield row
     except SddError as error:

@@ -1,7 +1,7 @@
 """The score stage: from images to qualities with a model folder."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sdd_ray import columns
 from sdd_ray.core.calibration import FAILED, integer_quality
 from sdd_ray.core.fitting import predict
-from sdd_ray.engine.inference import Shard
+from sdd_ray.engine.image_worker import Network, Shard
 from sdd_ray.errors import ResourceError
 from sdd_ray.store.location import Location
 from sdd_ray.store.model_folder import load_model
@@ -30,7 +30,7 @@ class ScoreStage:
     model: Location
     device: str
 
-    def load(self, threads: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    def load(self, threads: int) -> Network:
         """Load the model on a worker; return a function from images to raw and calibrated values.
 
         Its result is (N, 2): the raw prediction, and the quality in [0, 100] before rounding.
@@ -51,7 +51,7 @@ class ScoreStage:
             raw = predict(network, model.preprocessing.apply_tensor(pixels))
             return np.stack([raw, model.calibration.apply(raw)], axis=1).astype(np.float32)
 
-        return score
+        return partial(map, score)
 
     def rows(self, shard: Shard, outputs: NDArray[np.float32]) -> tuple[pa.Table, list[Reject]]:
         """Return one row for every image of the shard, and the ones that failed."""

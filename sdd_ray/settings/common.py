@@ -3,7 +3,7 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -39,6 +39,9 @@ class PoolResources:
     """Logical CPUs each actor reserves."""
     gpus_per_worker: NonNegativeFloat = 0.0
     """GPUs each actor reserves; there is no silent fall-back to the CPU."""
+    decode_workers: NonNegativeInt | None = None
+    """Actors of one CPU each that read and decode images apart from the network; 0: each worker
+    does so itself. Null: 0, or all CPUs that are left where the network runs on GPUs."""
     read_threads: PositiveInt | None = None
     """Requests for images that a worker has under way at the same time. Null: 16 for s3://, else
     one for each of its CPUs."""

@@ -29,8 +29,9 @@ class EmbedConfig:
     """Number format of stored embeddings; float16 halves the size."""
     images_per_shard: PositiveInt = 1024
     """Images in one output file, the unit of work and of resuming."""
-    batch_size: PositiveInt = 32
-    """Images given to the network at once; another number may change the last bits of a result."""
+    batch_size: PositiveInt | None = 32
+    """Images given to the network at once; another number may change the last bits of a result.
+    Null: the smallest number that is as fast as any, measured on a worker at the start."""
     max_reject_share: Share = 0.05
     """The run stops when more than this share of the images had to be set aside."""
     resources: PoolResources = field(default_factory=PoolResources)
@@ -48,8 +49,9 @@ class ScoreConfig:
     source: SourceConfig = field(default_factory=SourceConfig)
     images_per_shard: PositiveInt = 1024
     """Images in one output file, the unit of work and of resuming."""
-    batch_size: PositiveInt = 32
-    """Images given to the network at once; another number may change the last bits of a result."""
+    batch_size: PositiveInt | None = 32
+    """Images given to the network at once; another number may change the last bits of a result.
+    Null: the smallest number that is as fast as any, measured on a worker at the start."""
     max_reject_share: Share = 1.0
     """The run stops when more than this share of the images could not be assessed."""
     resources: PoolResources = field(default_factory=PoolResources)

@@ -171,9 +171,9 @@ def test_part_on_the_disk_of_another_node_is_named(do_score, images, monkeypatch
     process = inference._process
 
     def lost(job, run, *others):
-        for record in process(job, run, *others):
+        for record, use in process(job, run, *others):
             (run.output / record.file).remove()
-            yield record
+            yield record, use
 
     monkeypatch.setattr(inference, "_process", lost)
     status, _, err = do_score(images)

@@ -11,7 +11,7 @@ from sdd_ray import embed
 from sdd_ray.config import load_tree
 from sdd_ray.core.similarity import normalise
 from sdd_ray.engine import embedding
-from sdd_ray.engine.inference import Shard
+from sdd_ray.engine.image_worker import Shard
 from sdd_ray.errors import ResourceError, WeightsError
 from sdd_ray.formats.reading import read_face
 from sdd_ray.formats.source import Listing, open_source
@@ -75,6 +75,20 @@ def test_content_does_not_depend_on_the_number_of_workers(by_one_worker, tmp_pat
     assert found.digest == by_one_worker.digest
 
 
+def test_decoding_apart_from_the_network_changes_nothing(by_one_worker, tmp_path):
+    found = do_embed(tmp_path / "apart", resources={"workers": 1, "decode_workers": 2})
+    assert found.digest == by_one_worker.digest
+    network = found.manifest["results"]["network"]
+    assert network["workers"] == 1
+    assert 0 <= network["idle_share"] < 1
+
+
+def test_batch_size_is_found_once_and_kept(tmp_path, monkeypatch):
+    found = do_embed(tmp_path / "found", batch_size=None)
+    size = found.manifest["results"]["batch_size"]
+    assert size == 8  # larger ones than a shard of 7 are not tried
+
+
 def test_half_precision_in_other_batches_is_near(by_one_worker, tmp_path):
     found = do_embed(
         tmp_path / "half",
@@ -94,11 +108,11 @@ def test_killed_worker_changes_nothing(by_one_worker, monkeypatch, tmp_path):
         def load(self, threads):
             network = super().load(threads)
 
-            def embed_or_die(images):
+            def embed_or_die(batches):
                 if not marker.exists():
                     marker.touch()
                     os.kill(os.getpid(), signal.SIGKILL)
-                return network(images)
+                return network(batches)
 
             return embed_or_die
 
@@ -122,9 +136,10 @@ def test_network_that_does_not_load_on_a_worker_ends_the_run_with_its_own_error(
 
 def test_unusable_outputs_of_the_network_are_set_aside():
     """With the images that could not be read; what is left keeps its own keys and pixels."""
-    images = [np.full((112, 112, 3), n, np.uint8) for n in range(4)]
+    images = np.stack([np.full((112, 112, 3), n, np.uint8) for n in range(4)])
     unread = Reject("z", "empty", "no bytes")
-    shard = Shard(["a", "b", "c", "d"], ["p", "p", None, "q"], images, [unread])
+    content = np.arange(4, dtype=np.uint64)
+    shard = Shard(["a", "b", "c", "d"], ["p", "p", None, "q"], images, content, [unread])
     outputs = np.array([[3.0, 4.0], [0.0, 0.0], [np.nan, 1.0], [0.0, 2.0]], np.float32)
     table, rejects = embedding.EmbedStage(RecogniserSpec(), "float32", "cpu").rows(shard, outputs)
     assert [(r.image_id, r.reason) for r in rejects] == [
@@ -135,7 +150,7 @@ def test_unusable_outputs_of_the_network_are_set_aside():
         ("a", "p", 5.0), ("d", "q", 2.0),
     ]  # fmt: skip
     np.testing.assert_allclose([r["embedding"] for r in rows], [[0.6, 0.8], [0, 1]], rtol=1e-6)
-    assert [r["content"] for r in rows] == shard.content()[[0, 3]].tolist()
+    assert [r["content"] for r in rows] == [0, 3]
 
 
 @pytest.mark.parametrize(

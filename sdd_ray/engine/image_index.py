@@ -1,0 +1,111 @@
+"""The listing of a source, written once: what the shards of embed and score are cut from."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from sdd_ray import columns
+from sdd_ray.engine.tasks import run_tasks
+from sdd_ray.errors import SddError
+from sdd_ray.formats.folder import UNREADABLE_FOLDER
+from sdd_ray.formats.items import Item, Listing, PackedSource, Source, from_table, to_table
+from sdd_ray.store.location import Location
+from sdd_ray.store.run import INDEX, LISTING, OutputRun, Reject, part_name
+
+
+def index_file(run: OutputRun) -> Location:
+    """Return where the listing of a run is, one row group a shard."""
+    return run.work / INDEX
+
+
+def list_images(source: Source, images_per_shard: int, run: OutputRun) -> tuple[int, Listing]:
+    """List the source into row groups of one shard each, or find the listing of an earlier run.
+
+    An earlier listing that lacks folders is made again; parts whose images changed are forgotten.
+    """
+    note = run.work / LISTING
+    if note.exists():
+        tree = json.loads(note.read_bytes())
+        rejects = [Reject(**item) for item in tree["rejects"]]
+        if not any(reject.reason == UNREADABLE_FOLDER for reject in rejects):
+            return int(tree["images"]), Listing(rejects, int(tree["ignored_files"]))
+    listing = Listing()
+    sink = pa.BufferOutputStream()
+    total = 0
+    with pq.ParquetWriter(sink, columns.INDEX, compression="zstd") as writer:
+        for rows in _groups(_listed(source, listing), images_per_shard):
+            total += len(rows)
+            writer.write_table(to_table(rows), row_group_size=len(rows))
+    if total:
+        content = sink.getvalue()
+        _forget_changed(run, content)
+        index_file(run).write_bytes(content.to_pybytes())
+        tree = {"images": total, **asdict(listing)}
+        note.write_bytes(json.dumps(tree).encode())
+    return total, listing
+
+
+def _listed(source: Source, listing: Listing) -> Iterator[Item]:
+    """Yield the items of a source; of packed files, many are listed at the same time."""
+    if not source.needs_listing:  # keys that are paths cannot come twice
+        yield from source.items(listing)
+        return
+    # 64-bit hashes: of 10^8 different keys two have the same one with a chance of 3e-4.
+    seen: set[int] = set()
+    for item in (
+        _scanned(source, listing) if isinstance(source, PackedSource) else source.items(listing)
+    ):
+        key = hash(item.image_id)
+        if key in seen:
+            detail = "the source holds another image of this key before"
+            listing.rejects.append(Reject(item.image_id, "duplicate_image_id", detail))
+            continue
+        seen.add(key)
+        yield item
+
+
+def _scanned(source: PackedSource, listing: Listing) -> Iterator[Item]:
+    scan = ray.remote(_scan).options(name="list images", max_retries=3)
+    calls = ((scan.remote(source, file), file) for file in source.files())
+    for found, _ in run_tasks(calls):
+        if isinstance(found, SddError):
+            raise found
+        table, met = found
+        listing.rejects += met.rejects
+        listing.ignored_files += met.ignored_files
+        yield from from_table(table)
+
+
+def _scan(source: PackedSource, file: str) -> tuple[pa.Table, Listing] | SddError:
+    listing = Listing()
+    try:
+        return to_table(source.scan(file, listing)), listing
+    except SddError as error:
+        return error
+
+
+def _forget_changed(run: OutputRun, content: pa.Buffer) -> None:
+    """Forget the finished parts whose images are others in the new index."""
+    finished = run.finished()
+    if not finished:
+        return
+    new = pq.ParquetFile(pa.BufferReader(content))
+    with index_file(run).open() as stream:
+        old = pq.ParquetFile(stream)
+        for number in range(old.num_row_groups):
+            name = part_name(number)
+            if name in finished and not (
+                number < new.num_row_groups
+                and old.read_row_group(number).equals(new.read_row_group(number))
+            ):
+                run.forget(name)
+
+
+def _groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while group := list(itertools.islice(items, size)):
+        yield group
