@@ -21,6 +21,10 @@ class InputError(SddError):
     """Something that was to be read is missing, damaged, or not what it should be."""
 
 
+class StoreError(SddError):
+    """A store does not answer, after all attempts: no fault of any one file, so the run ends."""
+
+
 class OutputError(SddError):
     """The output cannot be written, or holds something that must not be overwritten."""
 

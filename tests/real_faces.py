@@ -12,7 +12,7 @@ from torch import nn
 
 from sdd_ray.core.preprocess import Preprocessing
 from sdd_ray.core.similarity import normalise
-from sdd_ray.store.recogniser import OnnxRecogniser
+from sdd_ray.store.onnx_recogniser import OnnxRecogniser
 
 BLOCKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
 
@@ -39,7 +39,7 @@ def embedded_by_a(images: NDArray[np.uint8], weights: Path) -> NDArray[np.float3
     preprocessing = Preprocessing(
         scale=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
-    network = OnnxRecogniser(weights, preprocessing, threads=1)
+    network = OnnxRecogniser(weights, preprocessing)
     return normalise(network.embed(images))[0]
 
 

@@ -140,6 +140,8 @@ PRESETS = {
     "arcface": Preprocessing(),
     "arcface_128": Preprocessing(std=(128.0, 128.0, 128.0)),
     "imagenet": Preprocessing(scale=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "raw": Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
 }
 """Well-known conventions: (x - 127.5) / 127.5 (InsightFace, arcface_torch), (x - 127.5) / 128
-(older ArcFace and MobileFaceNet code), x / 255 with ImageNet's mean and standard deviation."""
+(older ArcFace and MobileFaceNet code), x / 255 with ImageNet's mean and standard deviation, and
+pixels as they are. For the channel order rgb."""

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from sdd_ray.engine.image_worker import FACE, ImageJob, Network
-from sdd_ray.errors import SddError
+from sdd_ray.errors import ResourceError, SddError
 from sdd_ray.store.run import OutputRun
 
 _SIZES = tuple(8 << power for power in range(8))
@@ -57,7 +57,9 @@ def _find(job: ImageJob) -> int | SddError:
             break
         try:
             rates[size] = _rate(network, size)
-        except torch.cuda.OutOfMemoryError:
+        except (torch.cuda.OutOfMemoryError, ResourceError) as error:
+            if not rates:
+                return ResourceError(f"no batch of {size} images fits the memory: {error}")
             break
         if rates[size] < 0.5 * max(rates.values()):
             break

@@ -1,7 +1,6 @@
 """The embed stage: from images to unit-length embeddings with a recogniser."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +29,7 @@ class EmbedStage:
 
     def load(self, threads: int) -> Network:
         """Load the recogniser on a worker; return a function from images to raw embeddings."""
-        return partial(map, load_recogniser(self.recogniser, threads, self.device).embed)
+        return load_recogniser(self.recogniser, threads, self.device).embed_many
 
     def rows(self, shard: Shard, outputs: NDArray[np.float32]) -> tuple[pa.Table, list[Reject]]:
         """Return the embeddings of the shard, and all its images that were set aside."""

@@ -10,12 +10,16 @@ import pyarrow.parquet as pq
 import ray
 
 from sdd_ray import columns
+from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.tasks import run_tasks
 from sdd_ray.errors import SddError
 from sdd_ray.formats.folder import UNREADABLE_FOLDER
 from sdd_ray.formats.items import Item, Listing, PackedSource, Source, from_table, to_table
+from sdd_ray.formats.landmarks import WithLandmarks
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import INDEX, LISTING, OutputRun, Reject, part_name
+
+_ROWS_AT_ONCE = 16_384
 
 
 def index_file(run: OutputRun) -> Location:
@@ -35,11 +39,13 @@ def list_images(source: Source, images_per_shard: int, run: OutputRun) -> tuple[
         if not any(reject.reason == UNREADABLE_FOLDER for reject in rejects):
             return int(tree["images"]), Listing(rejects, int(tree["ignored_files"]))
     listing = Listing()
+    progress = Progress("list", None)
     sink = pa.BufferOutputStream()
     total = 0
     with pq.ParquetWriter(sink, columns.INDEX, compression="zstd") as writer:
         for rows in _groups(_listed(source, listing), images_per_shard):
             total += len(rows)
+            progress.update(len(rows))
             writer.write_table(to_table(rows), row_group_size=len(rows))
     if total:
         content = sink.getvalue()
@@ -57,9 +63,7 @@ def _listed(source: Source, listing: Listing) -> Iterator[Item]:
         return
     # 64-bit hashes: of 10^8 different keys two have the same one with a chance of 3e-4.
     seen: set[int] = set()
-    for item in (
-        _scanned(source, listing) if isinstance(source, PackedSource) else source.items(listing)
-    ):
+    for item in _scanned(source, listing):
         key = hash(item.image_id)
         if key in seen:
             detail = "the source holds another image of this key before"
@@ -69,7 +73,13 @@ def _listed(source: Source, listing: Listing) -> Iterator[Item]:
         yield item
 
 
-def _scanned(source: PackedSource, listing: Listing) -> Iterator[Item]:
+def _scanned(source: Source, listing: Listing) -> Iterator[Item]:
+    if isinstance(source, WithLandmarks):
+        yield from source.with_landmarks(_scanned(source.source, listing), listing)
+        return
+    if not isinstance(source, PackedSource):
+        yield from source.items(listing)
+        return
     scan = ray.remote(_scan).options(name="list images", max_retries=3)
     calls = ((scan.remote(source, file), file) for file in source.files())
     for found, _ in run_tasks(calls):
@@ -78,7 +88,8 @@ def _scanned(source: PackedSource, listing: Listing) -> Iterator[Item]:
         table, met = found
         listing.rejects += met.rejects
         listing.ignored_files += met.ignored_files
-        yield from from_table(table)
+        for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+            yield from from_table(pa.table(batch))
 
 
 def _scan(source: PackedSource, file: str) -> tuple[pa.Table, Listing] | SddError:

@@ -26,9 +26,10 @@ from sdd_ray.engine.image_worker import (
 )
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.session import available, pool_size
-from sdd_ray.errors import InputError, ResourceError, TooManyRejectsError
+from sdd_ray.errors import InputError, TooManyRejectsError
 from sdd_ray.formats.items import Listing
 from sdd_ray.formats.reading import UNREADABLE
+from sdd_ray.settings import PoolResources
 from sdd_ray.store.run import OutputRun, PartRecord, Reject, part_name, record_from_json
 
 
@@ -57,7 +58,9 @@ def run_image_job(job: ImageJob, run: OutputRun) -> ImageRun:
         OutputError: The workers do not write where this process reads.
     """
     resources = job.resources
-    size = pool_size(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
+    least = _least_decoders(resources)
+    spare = least + _WRITER_CPUS if least else 0.0
+    size = pool_size(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker, spare)
     total, listing = list_images(job.source, job.images_per_shard, run)
     if total == 0:
         raise InputError(_nothing_to_do(listing))
@@ -70,7 +73,7 @@ def run_image_job(job: ImageJob, run: OutputRun) -> ImageRun:
     if missing:
         try:
             batch_size = batch_size_of(job, run)
-            plan = _Plan(missing, size, _num_decoders(job, size), batch_size)
+            plan = _Plan(missing, size, _num_decoders(resources, size), batch_size)
             use = _run_missing(job, run, plan, records, (total, listing))
         finally:
             run.pause()
@@ -175,24 +178,19 @@ _WRITER_CPUS = 0.25
 """A writer waits for the store most of the time."""
 
 
-def _num_decoders(job: ImageJob, workers: int) -> int:
-    """Return how many actors decode apart from the network; 0: each worker does so itself.
+def _least_decoders(resources: PoolResources) -> int:
+    """Return how many actors must decode apart from the network; 0: each worker does so itself."""
+    if resources.decode_workers is not None:
+        return resources.decode_workers
+    return 1 if resources.gpus_per_worker else 0
 
-    Raises:
-        ResourceError: The cluster has no room for them beside the workers.
-    """
-    resources = job.resources
-    free = int(available("CPU") - workers * resources.cpus_per_worker - _WRITER_CPUS)
-    wanted = resources.decode_workers
-    if wanted is None:
-        wanted = max(1, free) if resources.gpus_per_worker else 0
-    if wanted > free and wanted:
-        raise ResourceError(
-            f"{wanted} decode worker(s) need {wanted} CPU beside the {workers} worker(s) and the"
-            f" writer, the cluster has {max(free, 0)} to spare; lower resources.* or start a"
-            " larger cluster"
-        )
-    return wanted
+
+def _num_decoders(resources: PoolResources, workers: int) -> int:
+    """Return how many actors decode: as asked, or as many as there are CPUs left."""
+    least = _least_decoders(resources)
+    if not least or resources.decode_workers is not None:
+        return least
+    return max(least, int(available("CPU") - workers * resources.cpus_per_worker - _WRITER_CPUS))
 
 
 def _network_use(uses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -200,16 +198,19 @@ def _network_use(uses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     by_worker: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for use in uses:
         by_worker[use["worker"]].append(use)
-    span = sum(
-        max(use["ended"] for use in one) - min(use["began"] for use in one)
-        for one in by_worker.values()
-    )
+    spans = [_span(some) for some in by_worker.values()]
     busy = sum(use["busy_s"] for use in uses)
     return {
         "workers": len(by_worker),
-        "busy_s": round(busy, 1),
-        "idle_share": round(max(0.0, 1 - busy / span), 3) if span > 0 else None,
+        "seconds": round(_span(uses), 2),
+        "busy_s": round(busy, 2),
+        "idle_share": round(max(0.0, 1 - busy / sum(spans)), 3) if sum(spans) > 0 else None,
     }
+
+
+def _span(uses: Sequence[Mapping[str, Any]]) -> float:
+    """Return the seconds from the first image to the last."""
+    return float(max(use["ended"] for use in uses) - min(use["began"] for use in uses))
 
 
 def _has_unreadable(record: PartRecord) -> bool:

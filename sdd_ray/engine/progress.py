@@ -10,7 +10,7 @@ class Progress:
 
     Args:
         stage: Name of the stage.
-        total: Items in all.
+        total: Items in all; None where that is not known before the end.
         done: Items finished by an earlier run; they do not count for the rate.
         unit: What the items are.
         stream: Where the line goes.
@@ -19,7 +19,7 @@ class Progress:
     def __init__(
         self,
         stage: str,
-        total: int,
+        total: int | None,
         done: int = 0,
         unit: str = "images",
         stream: TextIO | None = None,
@@ -49,17 +49,22 @@ class Progress:
         """Return the line as text."""
         spent = time.monotonic() - self._started
         rate = (self.done - self._before) / spent if spent > 0 else 0.0
-        share = 100.0 * self.done / self.total if self.total else 100.0
-        text = f"{self.stage}: {self.done:,} of {self.total:,} {self.unit} ({share:.0f} %)"
+        text = f"{self.stage}: {self.done:,} {self._of_all()}"
         if self._rejected:
             text += f", {self._rejected:,} rejected"
         if rate > 0:
             text += f", {rate:,.0f}/s"
-        if self.done >= self.total:
+        if self.total is None or self.done >= self.total:
             return text + f", {_clock(spent)}"
         if rate > 0:
             text += f", {_clock((self.total - self.done) / rate)} left"
         return text
+
+    def _of_all(self) -> str:
+        if self.total is None:
+            return self.unit
+        share = 100.0 * self.done / self.total if self.total else 100.0
+        return f"of {self.total:,} {self.unit} ({share:.0f} %)"
 
     def _write(self, end: str) -> None:
         self._stream.write(f"{self.line():<79}{end}" if end == "\r" else self.line() + end)

@@ -99,14 +99,12 @@ def person_in(path: str, rule: str) -> str | None:
 def read_whole(place: Location) -> Content | SddError:
     """Return the content of an image file, or why it cannot be used."""
     try:
-        with place.open() as stream:
-            if stream.size() > MAX_FILE_BYTES:
-                return ImageRejectedError("too_large", f"a file of {stream.size():,} bytes")
-            return Content(stream.read())
+        found = place.read_small(MAX_FILE_BYTES)
     except InputError as error:
         return error
-    except OSError as error:
-        return InputError(f"cannot read {place.uri}: {error}")
+    if isinstance(found, int):
+        return ImageRejectedError("too_large", f"a file of {found:,} bytes")
+    return Content(found)
 
 
 def _is_text(name: str) -> bool:

@@ -4,6 +4,7 @@ A source lists its images once, as items; an item says where the bytes of its im
 get items and read many of them in one request where they lie side by side.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -24,6 +25,9 @@ _REQUEST_BYTES = 1 << 20
 """Most bytes of several images in one request: some hundred faces, so that decoding can begin."""
 _GAP_BYTES = 32 << 10
 """Bytes between two images that are read and dropped, rather than asking twice."""
+
+
+_ROWS_AT_ONCE = 65_536
 
 
 class Item(NamedTuple):
@@ -181,14 +185,16 @@ def read_ranges(root: Location, items: Sequence[Item]) -> list[bytes]:
 
 
 def to_table(items: Iterable[Item]) -> pa.Table:
-    """Return items as a table of `columns.INDEX`."""
-    rows = list(items)
-    values = zip(*rows, strict=True) if rows else [()] * len(columns.INDEX)
-    arrays = [
-        pa.array(list(column), kind)
-        for column, kind in zip(values, columns.INDEX.types, strict=True)
-    ]
-    return pa.table(arrays, schema=columns.INDEX)
+    """Return items as a table of `columns.INDEX`; of a stream, some thousands are held at once."""
+    stream = iter(items)
+    tables = [columns.INDEX.empty_table()]
+    while rows := list(itertools.islice(stream, _ROWS_AT_ONCE)):
+        arrays = [
+            pa.array(list(column), kind)
+            for column, kind in zip(zip(*rows, strict=True), columns.INDEX.types, strict=True)
+        ]
+        tables.append(pa.table(arrays, schema=columns.INDEX))
+    return pa.concat_tables(tables)
 
 
 def from_table(table: pa.Table) -> list[Item]:

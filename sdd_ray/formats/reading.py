@@ -89,7 +89,7 @@ def _decoded(item: Item, found: Content | SddError) -> Face | SddError:
     if not isinstance(found.data, bytes):
         return Face(found.data, identity)
     try:
-        return Face(decode_image(found.data), identity)
+        return Face(decode_image(found.data, landmarks=item.landmarks), identity)
     except ImageRejectedError as error:
         return error
 

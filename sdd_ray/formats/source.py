@@ -11,6 +11,13 @@ from sdd_ray.columns import IMAGE_ID
 from sdd_ray.formats.drawn import SyntheticSource
 from sdd_ray.formats.folder import FolderSource
 from sdd_ray.formats.items import Item, Listing, Source, to_table
+from sdd_ray.formats.landmarks import WithLandmarks
+from sdd_ray.formats.listed import open_list
+from sdd_ray.formats.parquet import open_parquet
+from sdd_ray.formats.recordio import open_recordio
+from sdd_ray.formats.tar import open_tar
+from sdd_ray.formats.tfrecord import open_tfrecord
+from sdd_ray.formats.verification_bin import open_bin
 from sdd_ray.settings import SourceConfig
 from sdd_ray.store.location import Location
 from sdd_ray.synthetic.truth import synthetic_set
@@ -21,7 +28,10 @@ _LOOKED_THROUGH = 16_384
 
 def open_source(config: SourceConfig) -> Source:
     """Return the source that the configuration describes."""
-    return _KINDS[config.kind](config, Location(config.path or "").absolute())
+    source = _KINDS[config.kind](config, Location(config.path or "").absolute())
+    if config.landmarks is None:
+        return source
+    return WithLandmarks(source, Location(config.landmarks).absolute())
 
 
 def _folder(config: SourceConfig, path: Location) -> Source:
@@ -34,6 +44,12 @@ def _synthetic(config: SourceConfig, _: Location) -> Source:
 
 _KINDS: dict[str, Callable[[SourceConfig, Location], Source]] = {
     "folder": _folder,
+    "list": open_list,
+    "parquet": open_parquet,
+    "tar": open_tar,
+    "recordio": open_recordio,
+    "tfrecord": open_tfrecord,
+    "bin": open_bin,
     "synthetic": _synthetic,
 }
 
@@ -47,6 +63,8 @@ def locate(source: Source, image_ids: pa.ChunkedArray) -> pa.Table:
     Raises:
         InputError: The source cannot be listed.
     """
+    if isinstance(source, WithLandmarks):
+        return source.located(locate(source.source, image_ids))
     keys = pc.cast(image_ids, pa.string()).combine_chunks()
     empty = {name: pa.nulls(len(keys), kind) for name, kind in _KINDS_OF_COLUMNS.items()}
     for name in ("offset", "length"):

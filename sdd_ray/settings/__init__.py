@@ -58,6 +58,7 @@ from sdd_ray.settings.training import (
     TuneConfig,
     TuneResources,
 )
+from sdd_ray.settings.verification import PairsConfig, VerifyConfig
 
 __all__ = [
     "AllPairsConfig",
@@ -80,6 +81,7 @@ __all__ = [
     "MixedConfig",
     "NetworkConfig",
     "OptimiserConfig",
+    "PairsConfig",
     "ParquetConfig",
     "PoolResources",
     "PreprocessingConfig",
@@ -102,4 +104,5 @@ __all__ = [
     "TrimConfig",
     "TuneConfig",
     "TuneResources",
+    "VerifyConfig",
 ]

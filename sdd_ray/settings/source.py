@@ -148,6 +148,8 @@ class SourceConfig:
             raise ValueError(
                 "source.path is given, but source.kind=synthetic; did you mean folder?"
             )
+        if self.kind == "synthetic" and self.landmarks is not None:
+            raise ValueError("source.landmarks is given, but drawn faces are aligned already")
         allowed = _IDENTITIES[self.kind]
         if self.identity is not None and self.identity not in (*allowed, "none"):
             raise ValueError(

@@ -102,10 +102,10 @@ class TrainConfig:
     ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
-        if self.recogniser.kind == "onnx":
+        if self.recogniser.kind in ("onnx", "program"):
             raise ValueError(
-                "recogniser.kind=onnx cannot be trained further; give the same network as PyTorch"
-                " weights (recogniser.kind=torch)"
+                f"recogniser.kind={self.recogniser.kind} cannot be trained further; give the same"
+                " network as PyTorch weights (recogniser.kind=torch)"
             )
 
 

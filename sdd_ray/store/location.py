@@ -1,7 +1,8 @@
 """Paths and URIs: one way to list, read and write local folders and s3:// prefixes.
 
 A file is written whole or not at all: aside and renamed on a local disk; on S3 an object appears
-when its upload is complete.
+when its upload is complete. What S3 does not answer at once is asked again (`sdd_ray.store.s3`),
+and a store that stays away is a `StoreError` from whatever was asked of it.
 """
 
 import os
@@ -11,12 +12,13 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import fs
 
 from sdd_ray.errors import InputError, OutputError
+from sdd_ray.store import s3
 
 _PARTIAL = ".partial"
 
@@ -58,12 +60,20 @@ class Location:
         """Return whether a file or folder is there.
 
         Raises:
-            InputError: The store does not answer, or forbids to look.
+            InputError: It is forbidden to look, or there is no such bucket.
         """
+        if not self.is_local:
+            return s3.is_object(self._remote) or s3.is_folder(self._remote)
         return bool(self._info().type != fs.FileType.NotFound)
 
     def is_folder(self) -> bool:
-        """Return whether this is a folder."""
+        """Return whether this is a folder; on S3, whether names of files begin with it and a slash.
+
+        Raises:
+            InputError: It is forbidden to look, or there is no such bucket.
+        """
+        if not self.is_local:
+            return s3.is_folder(self._remote)
         return bool(self._info().type == fs.FileType.Directory)
 
     def read_bytes(self) -> bytes:
@@ -72,25 +82,33 @@ class Location:
         Raises:
             InputError: The file is missing or cannot be read.
         """
-        with self.open() as stream:
-            try:
-                content: bytes = stream.read()
-            except OSError as error:
-                raise InputError(f"cannot read {self.uri}: {error}") from error
-        return content
+        return s3.read(self._remote) if not self.is_local else self._read_local()
+
+    def read_small(self, most: int) -> bytes | int:
+        """Return the content of the file, or its size if that is more than `most` bytes.
+
+        One request, where opening and reading are two.
+
+        Raises:
+            InputError: The file is missing or cannot be read.
+        """
+        return s3.read_small(self._remote, most) if not self.is_local else self._read_local(most)
 
     def open(self) -> pa.NativeFile:
         """Return the file opened for reading at any position.
 
+        A file on S3 that is replaced while it is open raises an `InputError` when it is read.
+
         Raises:
             InputError: The file is missing or cannot be opened.
         """
-        system, path = resolve(self.uri)
+        if not self.is_local:
+            return s3.opened(self._remote)
         try:
             # A pipe or device would keep its reader waiting for ever.
-            if self.is_local and not stat.S_ISREG(Path(path).stat().st_mode):
+            if not stat.S_ISREG(self._path.stat().st_mode):
                 raise InputError(f"cannot read {self.uri}: it is no regular file")
-            return system.open_input_file(path)
+            return _system().open_input_file(str(self._path))
         except OSError as error:
             raise InputError(f"cannot read {self.uri}: {error}") from error
 
@@ -100,10 +118,10 @@ class Location:
         Raises:
             InputError: The file is missing, cannot be read, or ends before.
         """
-        try:
-            found: bytes = self._readable().read_at(length, offset)
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {self.uri}: {error}") from error
+        if not self.is_local:
+            found = s3.read_range(self._remote, offset, length)
+        else:
+            found = self._read_local_range(offset, length)
         if len(found) != length:
             raise InputError(
                 f"{self.uri}: expected {length:,} bytes at {offset:,}, got {len(found):,}:"
@@ -111,23 +129,17 @@ class Location:
             )
         return found
 
-    def _readable(self) -> pa.NativeFile:
-        # On S3 every opening asks for the size first, which takes as long as reading.
-        return self.open() if self.is_local else _open_remote(self.uri)
-
     def write_bytes(self, content: bytes) -> None:
         """Write the file, whole or not at all; folders above it are made.
 
         Raises:
             OutputError: The place cannot be written, for example because the disk is full.
         """
+        if not self.is_local:
+            s3.write(self._remote, content)
+            return
         try:
-            if self.is_local:
-                _write_local(Path(self.uri), content)
-            else:
-                system, path = resolve(self.uri)
-                with system.open_output_stream(path) as stream:
-                    stream.write(content)
+            _write_local(self._path, content)
         except OSError as error:
             raise OutputError(f"cannot write {self.uri}: {error}") from error
 
@@ -137,9 +149,11 @@ class Location:
         Raises:
             OutputError: It cannot be removed.
         """
-        system, path = resolve(self.uri)
+        if not self.is_local:
+            s3.remove(self._remote)
+            return
         try:
-            system.delete_file(path)
+            _system().delete_file(str(self._path))
         except FileNotFoundError:
             return
         except OSError as error:
@@ -151,9 +165,11 @@ class Location:
         Raises:
             OutputError: It cannot be removed.
         """
-        system, path = resolve(self.uri)
+        if not self.is_local:
+            s3.remove_below(self._remote)
+            return
         try:
-            system.delete_dir(path)
+            _system().delete_dir(str(self._path))
         except OSError as error:
             raise OutputError(f"cannot remove {self.uri}: {error}") from error
 
@@ -171,15 +187,12 @@ class Location:
         Raises:
             InputError: The folder is missing or cannot be listed.
         """
-        system, path = resolve(self.uri)
+        if not self.is_local:
+            yield from sorted(Entry(*found) for found in s3.children(self._remote))
+            return
         try:
-            if self.is_local:
-                with os.scandir(path) as found:
-                    entries = [_entry(item) for item in found]
-            else:
-                listed = system.get_file_info(fs.FileSelector(path))
-                folder = fs.FileType.Directory
-                entries = [Entry(info.base_name, info.type == folder) for info in listed]
+            with os.scandir(self._path) as found:
+                entries = [_entry(item) for item in found]
         except OSError as error:
             raise InputError(f"cannot list the folder {self.uri}: {error}") from error
         yield from sorted(entries)
@@ -191,19 +204,59 @@ class Location:
             InputError: Nothing is there.
         """
         if not self.is_local:
-            return self.uri
+            return self.uri.rstrip("/")
         try:
-            found = os.stat(resolve(self.uri)[1])
+            found = self._path.stat()
         except OSError as error:
             raise InputError(f"cannot look at {self.uri}: {error}") from error
         return found.st_dev, found.st_ino
 
-    def _info(self) -> fs.FileInfo:
-        system, path = resolve(self.uri)
+    def version(self) -> Hashable:
+        """Return what is another one once the file was replaced or changed.
+
+        Raises:
+            InputError: Nothing is there, or it is forbidden to look.
+        """
+        if not self.is_local:
+            return s3.tag(self._remote)
         try:
-            return system.get_file_info(path)
+            found = self._path.stat()
         except OSError as error:
             raise InputError(f"cannot look at {self.uri}: {error}") from error
+        return found.st_size, found.st_mtime_ns
+
+    def _info(self) -> fs.FileInfo:
+        try:
+            return _system().get_file_info(str(self._path))
+        except OSError as error:
+            raise InputError(f"cannot look at {self.uri}: {error}") from error
+
+    def _read_local(self, most: int | None = None) -> Any:
+        with self.open() as stream:
+            try:
+                size = stream.size()
+                return stream.read() if most is None or size <= most else size
+            except OSError as error:
+                raise InputError(f"cannot read {self.uri}: {error}") from error
+
+    def _read_local_range(self, offset: int, length: int) -> bytes:
+        with self.open() as stream:
+            try:
+                found: bytes = stream.read_at(length, offset)
+            except (OSError, ValueError) as error:
+                raise InputError(f"cannot read {self.uri}: {error}") from error
+        return found
+
+    @property
+    def _path(self) -> Path:
+        return Path(self.uri).expanduser()
+
+    @property
+    def _remote(self) -> str:
+        if not self.uri.startswith("s3://"):
+            scheme = self.uri.partition("://")[0]
+            raise InputError(f"{self.uri}: unknown scheme {scheme}://; expected a path or s3://")
+        return self.uri
 
 
 def is_partial(name: str) -> bool:
@@ -228,38 +281,9 @@ def output_location(text: str) -> Location:
     return place.absolute()
 
 
-def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """Return the file system of a path or URI, and the path within it.
-
-    S3 takes credentials, region and ``AWS_ENDPOINT_URL`` from the environment.
-
-    Raises:
-        InputError: The scheme is not known.
-    """
-    if "://" not in uri:
-        return _local(), str(Path(uri).expanduser())
-    scheme, _, rest = uri.partition("://")
-    if scheme == "s3":
-        return _s3(), rest.rstrip("/")
-    raise InputError(f"{uri}: unknown scheme {scheme}://; expected a local path or s3://")
-
-
 @lru_cache(maxsize=1)
-def _local() -> fs.FileSystem:
+def _system() -> fs.FileSystem:
     return fs.LocalFileSystem()
-
-
-@lru_cache(maxsize=1)
-def _s3() -> fs.FileSystem:
-    # Arrow looks at these variables only where it parses a URI itself.
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    retries = fs.AwsStandardS3RetryStrategy(max_attempts=8)
-    return fs.S3FileSystem(endpoint_override=endpoint, retry_strategy=retries)
-
-
-@lru_cache(maxsize=256)
-def _open_remote(uri: str) -> pa.NativeFile:
-    return Location(uri).open()
 
 
 def _entry(found: "os.DirEntry[str]") -> Entry:
@@ -275,7 +299,6 @@ def _entry(found: "os.DirEntry[str]") -> Entry:
 
 
 def _write_local(path: Path, content: bytes) -> None:
-    path = path.expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
     try:

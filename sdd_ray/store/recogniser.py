@@ -1,27 +1,45 @@
 """Face recognisers: from decoded faces to embeddings, whatever format the weights have.
 
-Shapes: N images, H and W rows and columns of a decoded face, E numbers in an embedding.
+Shapes: N images, H and W rows and columns of a decoded face, h and w of the network's input, E
+numbers in an embedding.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from sdd_ray import synthetic
-from sdd_ray.core.models import Architecture, build_backbone
-from sdd_ray.core.preprocess import Preprocessing
-from sdd_ray.errors import ConfigError, InputError, ResourceError
-from sdd_ray.settings import RecogniserConfig
-from sdd_ray.store.onnx_session import OnnxSession
+from sdd_ray.core.models import (
+    Architecture,
+    architecture_names,
+    build_backbone,
+    detect,
+    without_prefix,
+)
+from sdd_ray.core.preprocess import PRESETS, Preprocessing
+from sdd_ray.errors import ConfigError, InputError, WeightsError
+from sdd_ray.settings import PreprocessingConfig, RecogniserConfig
+from sdd_ray.store.onnx_files import onnx_digest
+from sdd_ray.store.onnx_recogniser import OnnxRecogniser
+from sdd_ray.store.onnx_session import Layout, OnnxOptions
+from sdd_ray.store.programs import load_program
+from sdd_ray.store.torch_recogniser import (
+    Precision,
+    Running,
+    TorchRecogniser,
+    check_device,
+    compiled,
+)
 from sdd_ray.store.weights import digest, fit_weights, load_weights
 
-Kind = Literal["demo", "onnx", "torch"]
+Kind = Literal["demo", "onnx", "torch", "program"]
 
 DEMO_WEIGHTS = Path(synthetic.__file__).parent / "recogniser.safetensors"
 """Weights of the small recogniser of the package; recogniser.json beside them describes it."""
@@ -40,6 +58,9 @@ class Recogniser(Protocol):
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the (N, E) embeddings of (N, H, W, 3) RGB faces, not of unit length."""
 
+    def embed_many(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        """Yield the embeddings of each batch, in order; a GPU works on the next one meanwhile."""
+
 
 @dataclass(frozen=True)
 class RecogniserSpec:
@@ -47,18 +68,28 @@ class RecogniserSpec:
 
     Attributes:
         kind: `demo`: the small network of the package. `onnx`: an ONNX file. `torch`: weights of a
-            built-in architecture.
-        path: Local weight file (`onnx`, `torch`).
-        architecture: Network of the weights (`torch`).
-        preprocessing: What the network expects (`onnx`, `torch`); `demo` knows its own.
+            built-in architecture. `program`: a file of torch.export or TorchScript.
+        path: Local file (all but `demo`).
+        architecture: Name of the network of the weights, None to find out (`torch`).
+        preprocessing: What the network expects (all but `demo`, which knows its own).
         flip: Whether to average the embeddings of an image and of its mirror image.
+        layout: Whether the channels of the input come first or last, None to find out (`onnx`).
+        output: Name of the output to take, None to find out (`onnx`).
+        precision: Number format that is computed in (all but `onnx`).
+        compile: Whether torch compiles the network (`demo`, `torch`).
+        trust: Whether the code in the file may run (`program`).
     """
 
     kind: Kind = "demo"
     path: str | None = None
-    architecture: Architecture = field(default_factory=Architecture)
+    architecture: str | None = None
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     flip: bool = False
+    layout: Layout | None = None
+    output: str | None = None
+    precision: Precision = "float32"
+    compile: bool = False
+    trust: bool = False
 
 
 class Backbone(NamedTuple):
@@ -68,24 +99,41 @@ class Backbone(NamedTuple):
         network: (N, 3, h, w) preprocessed images to (N, E) embeddings, on the CPU.
         architecture: How it is built.
         preprocessing: What it expects of its input.
+        dropped: Names of tensors of the weight file that are no part of it, such as the classifier
+            that it was trained with.
     """
 
     network: nn.Module
     architecture: Architecture
     preprocessing: Preprocessing
+    dropped: tuple[str, ...] = ()
 
 
 def recogniser_spec(config: RecogniserConfig) -> RecogniserSpec:
-    """Return the recogniser that a configuration asks for."""
-    preprocessing = Preprocessing.from_dict(asdict(config.preprocessing))
-    architecture = Architecture(
-        name=config.architecture,
-        embedding_size=config.embedding_size,
-        input_size=(preprocessing.height, preprocessing.width),
-    )
+    """Return the recogniser that a configuration asks for.
+
+    Raises:
+        ConfigError: The architecture's name is not known.
+    """
+    if config.architecture is not None and config.architecture not in architecture_names():
+        raise ConfigError(
+            f"recogniser.architecture: expected one of {', '.join(architecture_names())}, got"
+            f" {config.architecture}"
+        )
     # Workers have a working directory of their own.
     path = None if config.path is None else str(Path(config.path).expanduser().absolute())
-    return RecogniserSpec(config.kind, path, architecture, preprocessing, config.flip)
+    return RecogniserSpec(
+        kind=config.kind,
+        path=path,
+        architecture=config.architecture,
+        preprocessing=_preprocessing(config.preprocessing),
+        flip=config.flip,
+        layout=config.layout,
+        output=config.output,
+        precision=config.precision,
+        compile=config.compile,
+        trust=config.trust,
+    )
 
 
 def load_recogniser(spec: RecogniserSpec, threads: int = 1, device: str = "cpu") -> Recogniser:
@@ -97,173 +145,93 @@ def load_recogniser(spec: RecogniserSpec, threads: int = 1, device: str = "cpu")
         device: `cpu` or `cuda`; there is no fall-back from the one to the other.
 
     Raises:
-        ConfigError: The specification contradicts itself.
+        ConfigError: The specification contradicts itself or the file, or a program is not trusted.
         InputError: The weight file is missing.
         WeightsError: The weights are damaged, unsafe, or do not fit.
         ResourceError: The device or onnxruntime is not there.
     """
-    recogniser: Recogniser
+    path = _path(spec)
     if spec.kind == "onnx":
-        recogniser = OnnxRecogniser(_path(spec), spec.preprocessing, threads, device)
-    else:
-        backbone = load_backbone(spec)
-        recogniser = TorchRecogniser(backbone, digest(_path(spec)), threads, device)
-    return MirrorAveraged(recogniser) if spec.flip else recogniser
+        options = OnnxOptions(threads, device, spec.layout, spec.output)
+        return OnnxRecogniser(path, spec.preprocessing, spec.flip, options)
+    check_device(device)
+    torch.set_num_threads(threads)
+    if spec.kind == "program":
+        return _program(spec, path, device)
+    backbone = load_backbone(spec)
+    network = backbone.network.to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types
+    return TorchRecogniser(
+        compiled(network) if spec.compile else network,
+        backbone.architecture.embedding_size,
+        backbone.preprocessing,
+        Running(device, spec.precision, channels_last=True, flip=spec.flip),
+        {
+            "kind": "torch",
+            "weights_sha256": digest(path),
+            "architecture": backbone.architecture.to_dict(),
+            "dropped_tensors": list(backbone.dropped),
+            "compile": spec.compile,
+        },
+    )
 
 
 def weights_digest(spec: RecogniserSpec) -> str:
-    """Return the SHA-256 of a recogniser's weight file.
+    """Return the SHA-256 of a recogniser's weights, in whatever files they are.
 
     Raises:
-        InputError: The file is missing.
+        InputError: A file is missing.
+        WeightsError: An ONNX file is damaged, or names weights outside its folder.
     """
-    return digest(_path(spec))
+    path = _path(spec)
+    return onnx_digest(path) if spec.kind == "onnx" else digest(path)
 
 
 def load_backbone(spec: RecogniserSpec) -> Backbone:
     """Return a recogniser's network with its weights, set to evaluation.
 
     Raises:
-        ConfigError: The recogniser is an ONNX file, or its input size is not the preprocessing's.
+        ConfigError: The recogniser is an ONNX file or a program, or its input size is not the
+            preprocessing's.
         InputError: The weight file is missing.
         WeightsError: The weights are damaged, unsafe, or do not fit.
     """
-    if spec.kind == "onnx":
+    if spec.kind == "demo":
+        return _demo()
+    if spec.kind != "torch":
         raise ConfigError(
-            "an ONNX file cannot be trained further; give the same network as PyTorch weights"
-            " (recogniser.kind=torch)"
+            f"a network of recogniser.kind={spec.kind} cannot be trained further; give the same"
+            " network as PyTorch weights (recogniser.kind=torch)"
         )
-    backbone = _described() if spec.kind == "demo" else _built(spec)
-    fit_weights(backbone.network, load_weights(_path(spec)), str(_path(spec)))
-    return backbone
+    path = _path(spec)
+    weights = load_weights(path)
+    network, architecture = _built(weights, spec.architecture, path)
+    size = (spec.preprocessing.height, spec.preprocessing.width)
+    if architecture.input_size != size:
+        raise ConfigError(
+            f"{path}: the network takes images of {architecture.input_size} pixels, but"
+            f" recogniser.preprocessing makes them {size} (height, width)"
+        )
+    names = without_prefix(weights)
+    dropped = tuple(sorted(weights.keys() - names.keys()))
+    fitting = {bare: weights[name] for name, bare in names.items()}
+    fit_weights(network, fitting, f"{path} as {architecture.name}")
+    return Backbone(network.eval(), architecture, spec.preprocessing, dropped)
 
 
-class TorchRecogniser:
-    """A built-in network with weights from a file.
-
-    Args:
-        backbone: The network; it is moved to the device.
-        weights_sha256: Digest of its weight file.
-        threads: CPU threads of the whole process.
-        device: `cpu` or `cuda`.
-
-    Raises:
-        ResourceError: The device is not there.
-    """
-
-    def __init__(
-        self, backbone: Backbone, weights_sha256: str, threads: int = 1, device: str = "cpu"
-    ) -> None:
-        if device != "cpu" and not torch.cuda.is_available():
-            raise ResourceError(
-                f"expected the device {device}, but torch finds no CUDA device here"
-            )
-        torch.set_num_threads(threads)
-        self._backbone = backbone
-        self._weights_sha256 = weights_sha256
-        self._device = torch.device(device)
-        self._network = backbone.network.to(self._device)
-
-    @property
-    def embedding_size(self) -> int:
-        """Return E, the length of an embedding."""
-        return self._backbone.architecture.embedding_size
-
-    def describe(self) -> dict[str, Any]:
-        """Return what decides the embeddings, as plain JSON values."""
-        return {
-            "kind": "torch",
-            "weights_sha256": self._weights_sha256,
-            "architecture": self._backbone.architecture.to_dict(),
-            "preprocessing": self._backbone.preprocessing.to_dict(),
-            "flip": False,
-        }
-
-    @torch.inference_mode()
-    def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the (N, E) embeddings of (N, H, W, 3) RGB faces, not of unit length.
-
-        Raises:
-            ValueError: The images have another type or shape, or are too small.
-        """
-        # A copy: torch takes no mirrored views, and read-only arrays only with a warning.
-        pixels = torch.from_numpy(images.copy()).to(self._device)
-        # As a tensor, the input has its channels last in memory, which is faster for depthwise
-        # convolutions: 207 against 139 images/s, measured on one thread of a shared CPU.
-        embeddings = self._network(self._backbone.preprocessing.apply_tensor(pixels))
-        result: NDArray[np.float32] = embeddings.float().cpu().numpy()
-        return result
-
-
-class OnnxRecogniser:
-    """Any network in an ONNX file with one (N, 3, h, w) input; its first output is the embedding.
-
-    Args:
-        path: The file.
-        preprocessing: What it expects of its input.
-        threads: CPU threads.
-        device: `cpu` or `cuda`.
-
-    Raises:
-        InputError: The file is missing.
-        WeightsError: The file is damaged, or its input is another.
-        ResourceError: onnxruntime or the device is not there.
-    """
-
-    def __init__(
-        self, path: Path, preprocessing: Preprocessing, threads: int = 1, device: str = "cpu"
-    ) -> None:
-        self._preprocessing = preprocessing
-        self._weights_sha256 = digest(path)
-        self._session = OnnxSession(path, threads, device)
-        self._session.check_input((3, preprocessing.height, preprocessing.width))
-        probe = np.zeros((1, 3, preprocessing.height, preprocessing.width), np.float32)
-        self._embedding_size: int = self._session.run(probe).shape[1]
-
-    @property
-    def embedding_size(self) -> int:
-        """Return E, the length of an embedding."""
-        return self._embedding_size
-
-    def describe(self) -> dict[str, Any]:
-        """Return what decides the embeddings, as plain JSON values."""
-        return {
-            "kind": "onnx",
-            "weights_sha256": self._weights_sha256,
-            "preprocessing": self._preprocessing.to_dict(),
-            "flip": False,
-        }
-
-    def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the (N, E) embeddings of (N, H, W, 3) RGB faces, not of unit length.
-
-        Raises:
-            ValueError: The images have another type or shape, or are too small.
-        """
-        if not len(images):
-            return np.empty((0, self._embedding_size), np.float32)
-        return self._session.run(self._preprocessing.apply(images))
-
-
-class MirrorAveraged:
-    """A recogniser that averages the embeddings of each image and of its mirror image."""
-
-    def __init__(self, recogniser: Recogniser) -> None:
-        self._recogniser = recogniser
-
-    @property
-    def embedding_size(self) -> int:
-        """Return E, the length of an embedding."""
-        return self._recogniser.embedding_size
-
-    def describe(self) -> dict[str, Any]:
-        """Return what decides the embeddings, as plain JSON values."""
-        return {**self._recogniser.describe(), "flip": True}
-
-    def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the (N, E) mean embeddings of (N, H, W, 3) RGB faces, not of unit length."""
-        total = self._recogniser.embed(images) + self._recogniser.embed(images[:, :, ::-1])
-        return total / np.float32(2)
+def _preprocessing(config: PreprocessingConfig) -> Preprocessing:
+    base = PRESETS[config.preset or "arcface"]
+    if config.channel_order == "bgr":  # presets are written for rgb
+        base = replace(base, mean=base.mean[::-1], std=base.std[::-1])
+    return replace(
+        base,
+        height=config.height,
+        width=config.width,
+        channel_order=config.channel_order,
+        scale=base.scale if config.scale is None else config.scale,
+        mean=config.mean or base.mean,
+        std=config.std or base.std,
+    )
 
 
 def _path(spec: RecogniserSpec) -> Path:
@@ -274,25 +242,43 @@ def _path(spec: RecogniserSpec) -> Path:
     return Path(spec.path).expanduser()
 
 
-def _built(spec: RecogniserSpec) -> Backbone:
-    """Return the network of a specification with random weights, set to evaluation."""
-    size = (spec.preprocessing.height, spec.preprocessing.width)
-    if spec.architecture.input_size != size:
-        raise ConfigError(
-            f"expected preprocessing to the network's input of {spec.architecture.input_size}"
-            f" pixels, got {size}"
-        )
-    network = build_backbone(spec.architecture).eval()
-    return Backbone(network, spec.architecture, spec.preprocessing)
+def _program(spec: RecogniserSpec, path: Path, device: str) -> TorchRecogniser:
+    program = load_program(path, spec.trust, spec.preprocessing, device)
+    # A program may rely on the memory order it was saved with, which is the usual one.
+    running = Running(device, spec.precision, channels_last=False, flip=spec.flip)
+    return TorchRecogniser(
+        program.run,
+        program.embedding_size,
+        spec.preprocessing,
+        running,
+        {"kind": "program", "weights_sha256": digest(path), "format": program.format},
+    )
 
 
-def _described() -> Backbone:
-    """Return the network that lies beside the weights of the package, with random weights."""
+def _built(
+    weights: dict[str, Tensor], name: str | None, path: Path
+) -> tuple[nn.Module, Architecture]:
+    """Return the network that the weights belong to, with random weights."""
+    try:
+        found = detect({key: tuple(value.shape) for key, value in weights.items()})
+        if name not in (None, found.name):  # of the same tensors, or `fit_weights` will tell
+            found = Architecture(name, found.embedding_size, input_size=found.input_size)
+        return build_backbone(found), found
+    except ValueError as error:
+        raise WeightsError(
+            f"{path}: expected weights of a built-in architecture: {error}"
+        ) from error
+
+
+def _demo() -> Backbone:
+    """Return the network of the package, which is described beside its weights."""
     path = DEMO_WEIGHTS.with_suffix(".json")
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         architecture = Architecture.from_dict(description["architecture"])
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
+        network = build_backbone(architecture).eval()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the description of a recogniser: {error!r}") from error
-    return _built(RecogniserSpec("torch", None, architecture, preprocessing))
+    fit_weights(network, load_weights(DEMO_WEIGHTS), str(DEMO_WEIGHTS))
+    return Backbone(network, architecture, preprocessing)

@@ -7,8 +7,10 @@ run without any error.
 
 import hashlib
 import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import safetensors.torch
 import torch
@@ -18,9 +20,23 @@ from torch import Tensor, nn
 from sdd_ray.errors import InputError, WeightsError
 from sdd_ray.store.location import Location
 
+ProgramFormat = Literal["torch.export", "TorchScript"]
+
 _PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt")
-_NESTS = ("state_dict", "net_state_dict", "model")
-_PARALLEL_PREFIX = "module."
+_NESTS = (
+    "state_dict",
+    "net_state_dict",
+    "model_state_dict",
+    "state_dict_backbone",
+    "backbone",
+    "model",
+)
+_PROGRAM_MARKS: dict[str, ProgramFormat] = {
+    "archive_format": "torch.export",
+    "constants.pkl": "TorchScript",
+}
+_COUNTER = "num_batches_tracked"  # not there in old checkpoints, and of no effect when frozen
+_UNPACKED_LIMIT = 2  # torch.save does not compress
 _SHOWN = 3
 _HASHED_AT_ONCE = 1 << 20
 
@@ -28,8 +44,7 @@ _HASHED_AT_ONCE = 1 << 20
 def load_weights(path: str | Path) -> dict[str, Tensor]:
     """Return the tensors of a weight file by name, on the CPU.
 
-    Checkpoints that hold them under `state_dict`, `net_state_dict` or `model` are opened, and the
-    prefix `module.` of data-parallel training is taken off.
+    Checkpoints that hold them under a well-known name, such as `state_dict` or `model`, are opened.
 
     Args:
         path: Local .safetensors, .pt, .pth or .ckpt file.
@@ -49,7 +64,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
             raise InputError(f"cannot read {path}: {error}") from error
         return parse_safetensors(content, str(path))
     if path.suffix in _PICKLE_SUFFIXES:
-        return _without_parallel_prefix(_tensors(_unpickle(path), path))
+        return _tensors(_unpickle(path), path)
     known = ", ".join((".safetensors", *_PICKLE_SUFFIXES))
     raise WeightsError(f"{path}: expected a weight file named {known}")
 
@@ -73,6 +88,8 @@ def parse_safetensors(content: bytes, source: str) -> dict[str, Tensor]:
 def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Give a network its weights; every tensor must fit and none may be left over.
 
+    The counters of batch normalisation alone may be missing, as in checkpoints of early torch.
+
     Args:
         network: Receives the values, in its own number format and on its own device.
         weights: Tensors by name.
@@ -82,7 +99,7 @@ def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str) 
         WeightsError: Names or shapes differ, or a value is not finite; the network is unchanged.
     """
     expected = network.state_dict()
-    missing = [name for name in expected if name not in weights]
+    missing = [n for n in expected if n not in weights and not n.endswith(_COUNTER)]
     extra = [name for name in weights if name not in expected]
     misshapen = [
         f"{name} {tuple(weights[name].shape)} instead of {tuple(value.shape)}"
@@ -106,7 +123,19 @@ def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str) 
     broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise WeightsError(f"{source}: values that are not finite in {_first(broken)}")
-    network.load_state_dict(dict(weights))
+    network.load_state_dict({**expected, **weights})
+
+
+def program_format(path: str | Path) -> ProgramFormat | None:
+    """Return which kind of program a file holds by what it lists; None if it holds none.
+
+    Raises:
+        InputError: The file is not there.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    return _program_in(_entries(path))
 
 
 def safetensors_bytes(weights: Mapping[str, Tensor]) -> bytes:
@@ -141,16 +170,48 @@ def digest(path: str | Path) -> str:
 
 
 def _unpickle(path: Path) -> object:
+    _check_archive(path)
     try:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path}: refused; it holds more than tensors and plain values, or is damaged:"
-            f" {_first_line(error)}"
+            f"{path}: refused; it holds more than tensors and plain values (save the state_dict"
+            f" alone, best as .safetensors), or is damaged: {_first_line(error)}"
         ) from error
     except Exception as error:  # Damaged bytes raise many kinds, down to AssertionError.
         raise WeightsError(f"{path}: damaged weight file: {_first_line(error)}") from error
     return content
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse archives that are programs, or unpack to far more than they are."""
+    entries = _entries(path)
+    program = _program_in(entries)
+    if program:
+        raise WeightsError(
+            f"{path}: expected weights, got a program of {program}; load it with"
+            " recogniser.kind=program, or save its state_dict"
+        )
+    size, unpacked = path.stat().st_size, sum(entry.file_size for entry in entries)
+    if unpacked > _UNPACKED_LIMIT * size:
+        raise WeightsError(
+            f"{path}: refused; its {size:,} bytes would unpack to {unpacked:,}, and torch.save does"
+            " not compress"
+        )
+
+
+def _entries(path: Path) -> list[zipfile.ZipInfo]:
+    """Return what an archive lists; nothing for a file that is none, such as an older pickle."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return []  # torch says what is wrong, if anything
+
+
+def _program_in(entries: Iterable[zipfile.ZipInfo]) -> ProgramFormat | None:
+    ends = {entry.filename.rpartition("/")[2] for entry in entries}
+    return next((program for mark, program in _PROGRAM_MARKS.items() if mark in ends), None)
 
 
 def _tensors(content: object, path: Path) -> dict[str, Tensor]:
@@ -167,12 +228,6 @@ def _tensors(content: object, path: Path) -> dict[str, Tensor]:
             f" got {len(others)} other values ({_first(others)})"
         )
     return {str(name): value for name, value in content.items()}
-
-
-def _without_parallel_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    if not all(name.startswith(_PARALLEL_PREFIX) for name in weights):
-        return weights
-    return {name[len(_PARALLEL_PREFIX) :]: value for name, value in weights.items()}
 
 
 def _kind(content: object) -> str:

@@ -26,7 +26,7 @@ from sdd_ray.errors import InputError
 from sdd_ray.settings import AuditConfig, LabelConfig
 from sdd_ray.store.dataset import open_dataset, read_json, read_parquet
 from sdd_ray.store.location import Location
-from sdd_ray.store.recogniser import OnnxRecogniser
+from sdd_ray.store.onnx_recogniser import OnnxRecogniser
 from sdd_ray.store.run import INCOMPLETE, MANIFEST, parquet_bytes
 from sdd_ray.synthetic.samples import image_id_of
 

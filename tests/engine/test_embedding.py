@@ -13,6 +13,8 @@ from sdd_ray.core.similarity import normalise
 from sdd_ray.engine import embedding
 from sdd_ray.engine.image_worker import Shard
 from sdd_ray.errors import ResourceError, WeightsError
+from sdd_ray.formats import drawn as drawn_source
+from sdd_ray.formats import source
 from sdd_ray.formats.reading import read_face
 from sdd_ray.formats.source import Listing, open_source
 from sdd_ray.settings import EmbedConfig
@@ -101,7 +103,8 @@ def test_half_precision_in_other_batches_is_near(by_one_worker, tmp_path):
     np.testing.assert_allclose(matrix(found), matrix(by_one_worker), atol=5e-4)
 
 
-def test_killed_worker_changes_nothing(by_one_worker, monkeypatch, tmp_path):
+@pytest.mark.parametrize("decode_workers", [0, 1])
+def test_killed_worker_changes_nothing(by_one_worker, monkeypatch, tmp_path, decode_workers):
     marker = tmp_path / "killed"
 
     class Killed(embedding.EmbedStage):  # Within a function, so that it travels by value.
@@ -117,7 +120,24 @@ def test_killed_worker_changes_nothing(by_one_worker, monkeypatch, tmp_path):
             return embed_or_die
 
     monkeypatch.setattr(embedding, "EmbedStage", Killed)
-    found = do_embed(tmp_path / "embeddings")
+    resources = {"workers": 1, "decode_workers": decode_workers}
+    found = do_embed(tmp_path / "embeddings", resources=resources)
+    assert marker.exists()
+    assert found.digest == by_one_worker.digest
+
+
+def test_killed_decoder_changes_nothing(by_one_worker, monkeypatch, tmp_path):
+    marker = tmp_path / "killed"
+
+    class Killing(drawn_source.SyntheticSource):  # Within a function, so that it travels by value.
+        def fetch(self, items):
+            if not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().fetch(items)
+
+    monkeypatch.setattr(source, "SyntheticSource", Killing)
+    found = do_embed(tmp_path / "embeddings", resources={"workers": 1, "decode_workers": 1})
     assert marker.exists()
     assert found.digest == by_one_worker.digest
 

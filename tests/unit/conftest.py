@@ -25,7 +25,7 @@ def s3_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     """An empty bucket that `Location` reaches with s3:// URIs."""
     import boto3
 
-    from sdd_ray.store import location
+    from sdd_ray.store import s3_client
 
     for name, value in {
         "AWS_ENDPOINT_URL": s3_endpoint,
@@ -37,6 +37,6 @@ def s3_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
         monkeypatch.setenv(name, value)
     name = f"test-{uuid4().hex}"
     boto3.client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket=name)
-    location._s3.cache_clear()
+    s3_client.client.cache_clear()
     yield name
-    location._s3.cache_clear()
+    s3_client.client.cache_clear()

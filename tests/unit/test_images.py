@@ -1,13 +1,18 @@
 import pickle
 import struct
+import subprocess
+import sys
+import tracemalloc
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sdd_ray.core.alignment import ARCFACE_TEMPLATE
 from sdd_ray.formats.images import (
     BACKGROUND,
     FORMATS,
@@ -41,7 +46,32 @@ def _reason(data, **options):
 def _no_warning_leaks():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # as the module itself does
         yield
+
+
+def test_remarks_of_pillow_are_not_shown():
+    exif = b"Exif\0\0II*\0\xff\xff\xff\xff"
+    data = [
+        _encode(Image.new("RGB", (112, 112)), "JPEG", exif=exif),
+        _png_that_claims(12_000, 12_000),
+    ]
+    code = (
+        "from sdd_ray.formats.images import ImageRejectedError, decode_image\n"
+        f"print(decode_image({data[0]!r}).shape)\n"
+        f"try: decode_image({data[1]!r})\n"
+        "except ImageRejectedError as error: print(error.reason)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["(112, 112, 3)", "too_large"]
+    assert done.stderr == ""
+
+
+def test_threads_leave_the_warnings_of_the_process_alone():
+    data, before = _encode(Image.new("RGB", (8, 8)), "JPEG"), list(warnings.filters)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(decode_image, [data] * 2000))
+    assert list(warnings.filters) == before
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
@@ -98,6 +128,15 @@ def test_jpeg_orientation_is_applied():
     decoded = decode_image(_encode(Image.fromarray(pixels), "JPEG", exif=exif))
     assert decoded[:, 60:].min() > 240
     assert decoded[:, :52].max() < 15
+
+
+def test_jpeg_orientation_in_xmp_is_applied():
+    pixels = _picture()
+    data = _encode(Image.fromarray(pixels), "JPEG", quality=95)
+    remark = b'http://ns.adobe.com/xap/1.0/\0<rdf:Description tiff:Orientation="3"/>'
+    segment = b"\xff\xe1" + struct.pack(">H", len(remark) + 2) + remark
+    turned = decode_image(data[:2] + segment + data[2:])
+    np.testing.assert_array_equal(turned, decode_image(data)[::-1, ::-1])
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b"x"])
@@ -237,6 +276,14 @@ def test_a_truncated_file_is_rejected(kind, share):
         assert reason == "truncated"
 
 
+def test_zeros_are_no_end_of_a_jpeg():
+    # As after a broken download into a file of the right size: Pillow would decode them.
+    data = _encode(Image.fromarray(_picture()), "JPEG")
+    half = len(data) // 2
+    assert _reason(data[:half] + bytes(len(data) - half)) == "truncated"
+    np.testing.assert_array_equal(decode_image(data + bytes(100)), decode_image(data))
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_changed_bytes_never_raise_another_kind_of_error(kind):
     content = np.frombuffer(_encode(Image.fromarray(_picture(48, 48)), kind), np.uint8)
@@ -257,14 +304,13 @@ def test_tiny_pictures_are_rejected(size):
     assert _reason(_encode(Image.new("RGB", size))) == "too_small"
 
 
-def _png_that_claims(width, height):
-    def chunk(name, body):
-        return (
-            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        )
+def _chunk(name, body):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
+
+def _png_that_claims(width, height):
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(b""))
 
 
 @pytest.mark.parametrize("side", [9_000, 12_000, 60_000])
@@ -275,6 +321,29 @@ def test_bombs_are_rejected_before_they_are_decoded(side, monkeypatch):
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
     assert _reason(_png_that_claims(side, side)) == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [(b"zTXt", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0"), (b"iCCP", b"a\0\0")],
+)
+@pytest.mark.parametrize("place", [b"IDAT", b"IEND"])
+@pytest.mark.parametrize(("count", "megabytes"), [(1, 100), (100, 1)])
+def test_remarks_that_unfold_are_rejected_in_little_memory(name, head, place, count, megabytes):
+    data = _encode(Image.new("RGB", (112, 112)))
+    before, after = data[: data.index(place) - 4], data[data.index(place) - 4 :]
+    packer = zlib.compressobj()
+    body = b"".join(packer.compress(bytes(1_000_000)) for _ in range(megabytes)) + packer.flush()
+    bomb = before + _chunk(name, head + body) * count + after
+    tracemalloc.start()
+    try:
+        if name == b"iCCP" and count > 1:
+            assert decode_image(bomb).shape == (112, 112, 3)  # one replaces the other
+        else:
+            assert _reason(bomb) == "damaged"
+        assert tracemalloc.get_traced_memory()[1] < 80_000_000  # Pillow allows 64 MiB of text
+    finally:
+        tracemalloc.stop()
 
 
 def test_limits_can_be_changed():
@@ -294,3 +363,99 @@ def test_real_faces_decode_as_they_are(cfp_images):
     assert cfp_images.std() > 20
     decoded = [decode_image(_encode(Image.fromarray(image))) for image in cfp_images]
     np.testing.assert_array_equal(np.stack(decoded), cfp_images)
+
+
+def _landmarks(scale=1.0, right=0, down=0):
+    return tuple((scale * ARCFACE_TEMPLATE + np.array([right, down])).ravel())
+
+
+TEMPLATE = _landmarks()
+
+
+def _noise(height, width):
+    return np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_landmarks_of_the_template_change_nothing():
+    pixels = _noise(112, 112)
+    decoded = decode_image(_encode(Image.fromarray(pixels)), landmarks=TEMPLATE)
+    np.testing.assert_array_equal(decoded, pixels)
+    assert decoded.flags.writeable
+
+
+def test_a_face_inside_an_image_is_cut_out():
+    pixels = _noise(300, 200)
+    points = _landmarks(1, 40, 90)
+    decoded = decode_image(_encode(Image.fromarray(pixels)), landmarks=points)
+    np.testing.assert_array_equal(decoded, pixels[90:202, 40:152])
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_landmarks_are_those_of_the_upright_image(orientation):
+    pixels = _noise(120, 170)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = _encode(Image.fromarray(pixels), exif=exif)
+    upright = _encode(Image.fromarray(np.ascontiguousarray(UPRIGHT[orientation](pixels))))
+    points = _landmarks(0.8, 20, 5)
+    decoded = decode_image(data, landmarks=points)
+    np.testing.assert_array_equal(decoded, decode_image(upright, landmarks=points))
+    assert decoded.std() > 40
+
+
+def test_large_faces_are_not_averaged():
+    # As InsightFace does it: one of four columns, here of lines that are black and white in turn.
+    pixels = np.zeros((448, 448, 3), np.uint8)
+    pixels[:, ::4] = 255
+    points = _landmarks(4)
+    assert (decode_image(_encode(Image.fromarray(pixels)), landmarks=points) == 255).all()
+
+
+def test_beside_the_image_it_is_black_and_behind_it_background():
+    data = _encode(Image.new("RGBA", (112, 112), (9, 9, 9, 0)))
+    decoded = decode_image(data, landmarks=_landmarks(1, -30, 0))
+    assert (decoded[:, :30] == 0).all()
+    assert (decoded[:, 30:] == BACKGROUND).all()
+
+
+def test_aligned_faces_have_the_asked_size():
+    data = _encode(Image.new("RGB", (200, 200), (50, 60, 70)))
+    assert decode_image(data, 56, 60, landmarks=TEMPLATE)[28, 30].tolist() == [50, 60, 70]
+
+
+@pytest.mark.parametrize(
+    ("points", "detail"),
+    [
+        ((*TEMPLATE[:9], float("nan")), "finite"),
+        ((*TEMPLATE[:9], None), "finite"),
+        ((*TEMPLATE[:9], float("inf")), "finite"),
+        (TEMPLATE[:8], "got 8"),
+        ((*TEMPLATE, 0.99), "got 11"),
+        ((50.0,) * 10, "different"),
+        ((0.0,) * 10, "different"),
+        (ARCFACE_TEMPLATE[:, ::-1].ravel(), "left eye"),  # y before x
+        (ARCFACE_TEMPLATE[[1, 0, 2, 4, 3]].ravel(), "left eye"),  # left as the person sees it
+        (_landmarks(1, -100, -80), "in an image of 112 x 112"),
+        (_landmarks(1e3), "in an image"),
+        (_landmarks(3e36), "in an image"),
+    ],
+)
+def test_landmarks_of_no_face_are_rejected(points, detail):
+    data = _encode(Image.new("RGB", (112, 112)))
+    with pytest.raises(ImageRejectedError, match=detail) as caught:
+        decode_image(data, landmarks=points)
+    assert caught.value.reason == "bad_landmarks"
+
+
+def test_faces_at_the_corner_and_in_profile_are_kept():
+    data = _encode(Image.new("RGB", (112, 112), (80, 80, 80)))
+    corner = decode_image(data, landmarks=_landmarks(1, 50, 50))
+    assert (corner == 80).all(axis=2).mean() > 0.25
+    profile = (ARCFACE_TEMPLATE * (0, 1) + (56, 0)).ravel()
+    assert decode_image(data, landmarks=profile).mean() > 40
+
+
+def test_a_face_of_few_pixels_is_too_small():
+    data = _encode(Image.new("RGB", (112, 112)))
+    assert _reason(data, landmarks=_landmarks(0.05)) == "too_small"
+    assert decode_image(data, landmarks=_landmarks(0.1)).shape == (112, 112, 3)

@@ -1,17 +1,17 @@
 """Networks by name: plain descriptions that fit in JSON, and the networks built from them.
 
-A new architecture is one more entry of `_FAMILIES`.
+The names and where their weights are published: mobilefacenet.py and iresnet.py, each of which
+offers its designs by name. A new architecture is one more design.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from torch import nn
-
-from sdd_ray.core.models.mobilefacenet import MobileFaceNet, MobileFaceNetTrunk
+from sdd_ray.core.models.iresnet import IRESNETS, IResNet
+from sdd_ray.core.models.mobilefacenet import MOBILEFACENETS, MobileFaceNet
 from sdd_ray.core.models.quality import Head, QualityNetwork
-from sdd_ray.core.models.trunk import Trunk
+from sdd_ray.core.models.trunk import LayeredNetwork
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Architecture:
     Attributes:
         name: One of `architecture_names()`.
         embedding_size: Length of an embedding (recognisers only).
-        width: Factor on the numbers of channels.
+        width: Factor on the numbers of channels (MobileFaceNets; 1 for all others).
         input_size: (H, W) of the images in pixels.
     """
 
@@ -81,37 +81,29 @@ class QualityArchitecture:
         return cls(**values)
 
 
-@dataclass(frozen=True)
-class _Family:
-    recogniser: Callable[[Architecture], Trunk]
-    trunk: Callable[[Architecture], Trunk]
-
-
-_FAMILIES = {
-    "mobilefacenet": _Family(
-        recogniser=lambda a: MobileFaceNet(a.embedding_size, a.width, a.input_size),
-        trunk=lambda a: MobileFaceNetTrunk(a.width, a.input_size),
-    ),
+_NETWORKS: dict[str, type[MobileFaceNet] | type[IResNet]] = {
+    **dict.fromkeys(MOBILEFACENETS, MobileFaceNet),
+    **dict.fromkeys(IRESNETS, IResNet),
 }
 
 
 def architecture_names() -> list[str]:
     """Return the sorted names of the architectures that can be built."""
-    return sorted(_FAMILIES)
+    return sorted(_NETWORKS)
 
 
-def build_backbone(architecture: Architecture) -> nn.Module:
+def build_backbone(architecture: Architecture) -> LayeredNetwork:
     """Return a recogniser, (N, 3, H, W) images to (N, E) embeddings, with random weights.
 
     Raises:
-        ValueError: The architecture's name is not known.
+        ValueError: The architecture's name is not known, or it has no such width.
 
     Example:
         >>> network = build_backbone(Architecture(width=0.25, embedding_size=32))
         >>> network.feature_shape
         (128, 7, 7)
     """
-    return _family(architecture.name).recogniser(architecture)
+    return _network(architecture, architecture.embedding_size)
 
 
 def build_quality(architecture: QualityArchitecture) -> QualityNetwork:
@@ -122,16 +114,17 @@ def build_quality(architecture: QualityArchitecture) -> QualityNetwork:
     Raises:
         ValueError: The backbone's name or the head is not known, or the dropout is not a share.
     """
-    trunk = _family(architecture.backbone.name).trunk(architecture.backbone)
+    trunk = _network(architecture.backbone, None)
     return QualityNetwork(
         trunk, architecture.head, architecture.dropout, architecture.initial_quality
     )
 
 
-def _family(name: str) -> _Family:
-    if name not in _FAMILIES:
+def _network(architecture: Architecture, embedding_size: int | None) -> LayeredNetwork:
+    name = architecture.name
+    if name not in _NETWORKS:
         raise ValueError(f"expected an architecture among {architecture_names()}, got {name!r}")
-    return _FAMILIES[name]
+    return _NETWORKS[name](embedding_size, architecture.width, architecture.input_size, name)
 
 
 def _known(kind: type, description: Mapping[str, Any]) -> dict[str, Any]:
