@@ -30,6 +30,11 @@ _NUM_COORDINATES = 10
 _DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";"}
 _BAD_LINE = "bad_line"
 _SCHEME, _S3 = "://", "s3://"
+_NO_PERSON = {
+    "label": "its column is empty",
+    "first_folder": "expected a path that begins with a folder of a person",
+    "parent_folder": "expected a path in a folder of a person",
+}
 
 
 @dataclass(frozen=True)
@@ -113,9 +118,7 @@ class ListSource:
         if self.identity != "label":
             person = self._person_in(image_id)
         if not person and self.identity != "none":
-            is_label = self.identity == "label"
-            detail = "its column is empty" if is_label else "not in a folder of a person"
-            raise _LineError("no_identity", detail, image_id)
+            raise _LineError("no_identity", _NO_PERSON[self.identity], image_id)
         return Item(image_id, person, path, landmarks=landmarks)
 
     def _person_in(self, image_id: str) -> str | None:
@@ -233,6 +236,6 @@ def _text(line: bytes) -> str:
     if b"\0" in line:
         raise _LineError(_BAD_LINE, "expected a text, got one with NUL")
     try:
-        return line.decode().strip("\r\n")
+        return line.decode()
     except UnicodeDecodeError as error:
         raise _LineError("unreadable_name", "the line is not UTF-8") from error

@@ -80,8 +80,8 @@ class _Reader:
         self._file.close()
 
     def _go_to(self, row: int, group: int, start: int, at_once: int) -> None:
-        """Read on in a row group, or from its start, until the cells at hand hold a row."""
-        if group != self._group or row < self.row:
+        """Read on in a row group, or from its start, until the cells at hand hold a later row."""
+        if group != self._group:
             self._group, self.row, self._cells = group, start, self._cells[:0]
             self._rest = self._file.batches(self._column, group, at_once)
         while row >= self.row + len(self._cells):

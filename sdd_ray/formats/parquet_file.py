@@ -78,7 +78,7 @@ class ImageFile:
         try:
             yield
         except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: no UTF-8
-            raise InputError(f"{self._uri} is not a whole Parquet file: {error}") from error
+            raise InputError(f"cannot read {self._uri} as a Parquet file: {error}") from error
 
     @property
     def num_rows(self) -> int:

@@ -104,6 +104,9 @@ def client() -> Any:
     )
     region = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION")
     session = botocore.session.get_session()
+    # Most of the time of a listing goes into its dates, which nobody asks for.
+    parsers = session.get_component("response_parser_factory")
+    parsers.set_parser_defaults(timestamp_parser=str)
     if _ROLE_ATTEMPTS not in os.environ:  # boto3 asks once; many workers start at the same time
         session.set_config_variable("metadata_service_num_attempts", 3)
     try:

@@ -73,7 +73,7 @@ def test_rows_are_the_recognisers_embeddings_of_the_faces(by_one_worker, drawn):
 
 
 def test_content_does_not_depend_on_the_number_of_workers(by_one_worker, tmp_path):
-    found = do_embed(tmp_path / "two", resources={"workers": 2})
+    found = do_embed(tmp_path / "three", resources={"workers": 3})
     assert found.digest == by_one_worker.digest
 
 

@@ -77,8 +77,8 @@ def address(proxy):
         found.shutdown()
 
 
-@pytest.fixture
-def start(address, proxy):
+@pytest.fixture(scope="module")
+def start(address):
     """Start a command of its own; give out the process."""
 
     def run(stage, *words):
@@ -86,18 +86,7 @@ def start(address, proxy):
         environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
-    proxy.clear()
     return run
-
-
-@pytest.fixture(scope="module")
-def undisturbed(address, faces, tmp_path_factory):
-    """Digest of the embeddings from the local folder."""
-    output = tmp_path_factory.mktemp("local") / "embeddings"
-    command = [sys.executable, "-m", "sdd_ray.embed", *WORDS, f"source.path={faces}"]
-    command += [f"output={output}", f"ray.address={address}"]
-    subprocess.run(command, check=True, timeout=200)
-    return open_dataset(str(output), ["embed"]).digest
 
 
 def finished(process):
@@ -110,9 +99,20 @@ def finished(process):
     return process.returncode, err
 
 
-def test_disturbed_run_writes_what_an_undisturbed_one_writes(start, proxy, undisturbed):
+@pytest.fixture(scope="module")
+def undisturbed(start, faces, tmp_path_factory):
+    """Digest of the embeddings from the local folder to another."""
+    output = str(tmp_path_factory.mktemp("local") / "embeddings")
+    status, err = finished(start("embed", *WORDS, f"source.path={faces}", f"output={output}"))
+    assert status == 0, err
+    return open_dataset(output, ["embed"]).digest
+
+
+@pytest.fixture(scope="module")
+def disturbed(start, proxy):
+    """Embeddings from S3 to S3 through many faults, and how often each request was made."""
     output = Location("s3://bucket/disturbed")
-    images, parts = "faces/.*png", "disturbed/part-.*parquet"
+    proxy.clear()
     rules = [
         proxy.add(slow(0.3), "GET", "faces/000/00[01]", times=1),
         proxy.add(answered(503), "GET", "faces/00[1-3]/", times=2),
@@ -130,16 +130,18 @@ def test_disturbed_run_writes_what_an_undisturbed_one_writes(start, proxy, undis
     ]
     status, err = finished(start("embed", *WORDS, f"source.path={FACES}", f"output={output.uri}"))
     assert status == 0, err
-    assert open_dataset(output.uri, ["embed"]).digest == undisturbed
     for rule in rules:
         assert proxy.count(rule.fault.name, rule.method, rule.target), rule
-    assert proxy.count("", "GET", images) == 36 - 2  # once each, besides two slow ones
-    assert proxy.count("", "PUT", parts) == SHARDS
-    assert output.names() == [
-        MANIFEST,
-        *(f"part-00000{n}.parquet" for n in range(SHARDS)),
-        "rejects.parquet",
-    ]
+    reads = proxy.count("", "GET", "faces/.*png") + proxy.count("slow")
+    return output, reads, proxy.count("", "PUT", "disturbed/part-.*parquet")
+
+
+def test_disturbed_run_writes_what_an_undisturbed_one_writes(disturbed, undisturbed):
+    output, reads, writes = disturbed
+    assert open_dataset(output.uri, ["embed"]).digest == undisturbed
+    assert (reads, writes) == (36, SHARDS)  # each once, besides what was disturbed
+    parts = [f"part-{number:06d}.parquet" for number in range(SHARDS)]
+    assert output.names() == [MANIFEST, *parts, "rejects.parquet"]
 
 
 def test_store_that_goes_away_ends_the_run_and_the_same_command_completes_it(
@@ -147,6 +149,7 @@ def test_store_that_goes_away_ends_the_run_and_the_same_command_completes_it(
 ):
     output = Location("s3://bucket/away")
     words = (*WORDS, f"source.path={FACES}", f"output={output.uri}")
+    proxy.clear()
     proxy.add(slow(0.5), "GET", "faces/.*png")
     process = start("embed", *words)
     end = time.monotonic() + 100
@@ -172,6 +175,7 @@ def test_store_that_goes_away_ends_the_run_and_the_same_command_completes_it(
 
 
 def test_forbidden_output_says_so_before_any_work(start, proxy):
+    proxy.clear()
     proxy.add(answered(403), "PUT", "forbidden/")
     words = (*WORDS, f"source.path={FACES}", "output=s3://bucket/forbidden")
     status, err = finished(start("embed", *words))
@@ -180,8 +184,9 @@ def test_forbidden_output_says_so_before_any_work(start, proxy):
     assert proxy.count(method="GET", target="faces/.*png") == 0
 
 
-def test_labels_model_and_scores_from_s3_to_s3(start, undisturbed):
-    """`undisturbed` is on a local disk, the rest is not."""
+@pytest.mark.slow
+def test_labels_model_and_scores_from_s3_to_s3(start, proxy, disturbed):
+    proxy.clear()
     embeddings, labels, model = (f"s3://bucket/{name}" for name in ("disturbed", "labels", "model"))
     images = ("source.kind=folder", f"source.path={FACES}")
     small = ("optimiser.epochs=1", "optimiser.batch_size=8", "split.validation_share=0.25")

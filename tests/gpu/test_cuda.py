@@ -28,6 +28,29 @@ def test_embeddings_agree_with_the_cpu(faces):
     assert cosine.min() > 0.9999
 
 
+@pytest.mark.parametrize(
+    ("keys", "least"),
+    [
+        ({"flip": True}, 0.9999),
+        ({"precision": "float16"}, 0.999),
+        ({"precision": "bfloat16"}, 0.98),
+    ],
+)
+def test_other_ways_to_run_agree_with_the_cpu(faces, keys, least):
+    cpu = load_recogniser(RecogniserSpec(flip=keys.get("flip", False))).embed(faces)
+    gpu = load_recogniser(RecogniserSpec(**keys), device="cuda").embed(faces)
+    cosine = (cpu * gpu).sum(1) / np.linalg.norm(cpu, axis=1) / np.linalg.norm(gpu, axis=1)
+    assert cosine.min() > least
+
+
+def test_batches_under_way_at_the_same_time_keep_their_results(faces):
+    recogniser = load_recogniser(RecogniserSpec(), device="cuda")
+    batches = [faces[first : first + 5] for first in range(0, len(faces), 5)] * 8
+    one_by_one = [recogniser.embed(batch) for batch in batches]
+    for together, alone in zip(recogniser.embed_many(batches), one_by_one, strict=True):
+        np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-4)
+
+
 def test_training_lowers_the_loss_on_the_gpu(faces):
     torch.manual_seed(0)
     network = build_quality(QualityArchitecture()).cuda()

@@ -4,6 +4,10 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
+import torch
+
+# Small convolutions on two threads of a busy machine take thirty times as long as on one.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -70,11 +70,12 @@ def test_same_as_the_folder(pictures, tmp_path, line, layout, end):
         assert found == faces_in(pictures)
 
 
-def test_paths_start_from_the_folder_of_the_list(pictures, tmp_path, monkeypatch):
+@pytest.mark.parametrize("root", [None, "set"])
+def test_paths_start_from_the_folder_of_the_list(pictures, tmp_path, monkeypatch, root):
     folder = write_pictures(tmp_path / "set")
     monkeypatch.chdir(tmp_path)
     (folder / "list").write_text("\n".join(sorted(NAMES)))
-    source = list_source("set/list", "first_folder", columns=("path",))
+    source = list_source("set/list", "first_folder", columns=("path",), root=root)
     monkeypatch.chdir("/")
     assert faces_of(source) == faces_in(pictures)
 

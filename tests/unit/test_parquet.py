@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import pytest
 from pictures import NAMES, faces_in, faces_of, listed, write_pictures
 
 from sdd_ray.errors import ConfigError, InputError
-from sdd_ray.formats import parquet_cells
+from sdd_ray.formats import parquet_cells, parquet_file
 from sdd_ray.formats.images import ImageRejectedError
 from sdd_ray.formats.items import MAX_FILE_BYTES, Content, Item, from_table
 from sdd_ray.formats.parquet import ParquetSource
@@ -172,9 +173,11 @@ def test_rows_without_a_person(tmp_path, values, kind):
     assert rejects_of(listing) == [("1", "no_identity"), ("2", "no_identity")]
 
 
-def test_keys_and_persons_that_are_no_text(tmp_path):
+@pytest.mark.parametrize("is_dictionary", [False, True])
+def test_keys_and_persons_that_are_no_text(tmp_path, is_dictionary):
     texts = pa.array([b"a/1", b"\xff", b"b/1", None, b""]).view(pa.string())
     people = pa.array([b"a", b"b", b"\xfe", b"c", b"d"]).view(pa.string())
+    people = people.dictionary_encode() if is_dictionary else people
     file = write(tmp_path, numbered(5, key=texts, identity=people))
     items, listing = listed(parquet_source(file, image_id="key"))
     assert [(item.image_id, item.identity) for item in items] == [("a/1", "a")]
@@ -200,7 +203,15 @@ def test_landmarks(tmp_path, kind):
 
 @pytest.mark.parametrize(
     "points",
-    [[], TEN[:9], [*TEN, 1.0], [*TEN[:9], None], [*TEN[:9], math.nan], [math.inf, *TEN[:9]]],
+    [
+        [],
+        TEN[:9],
+        [*TEN, 1.0],
+        [*TEN[:9], None],
+        [*TEN, None],
+        [*TEN[:9], math.nan],
+        [math.inf, *TEN[:9]],
+    ],
 )
 def test_landmarks_that_are_none(tmp_path, points):
     file = write(tmp_path, numbered(2, points=pa.array([points, TEN], pa.list_(pa.float64()))))
@@ -301,13 +312,16 @@ def groups_of(items, source):
 
 def test_groups_are_runs_of_one_file_that_fit_in_memory():
     items = [Item(f"{f}{r}", None, f, r, 1000) for r in reversed(range(300)) for f in ("b", "a")]
-    groups = groups_of(items, ParquetSource(Location(""), None, "none", ParquetConfig()))
+    source = ParquetSource(Location(""), None, "none", ParquetConfig())
+    groups = groups_of(items, source)
     assert [(g[0].file, g[0].offset, len(g)) for g in groups] == [
         ("a", 0, 256),
         ("a", 256, 44),
         ("b", 0, 256),
         ("b", 256, 44),
     ]
+    large = [item._replace(length=10 << 20) for item in items[:10]]
+    assert [len(group) for group in groups_of(large, source)] == [3, 2, 3, 2]
 
 
 @pytest.fixture
@@ -352,6 +366,14 @@ def test_only_row_groups_that_are_needed_are_read(tmp_path, opened_groups):
     assert opened_groups == ["file", 1, 2, 7]
 
 
+def test_shards_in_exchanged_order_cost_a_second_pass_once(tmp_path, opened_groups):
+    source = parquet_source(write(tmp_path, numbered(3000)), "none")
+    items, _ = listed(source)
+    for shard in (1, 0, 3, 2, 5, 4, 7, 6, 9, 8):
+        fetched(source, items[shard * 300 : shard * 300 + 300])
+    assert opened_groups == ["file", 0, "file", 0]
+
+
 def test_rows_in_any_order(tmp_path):
     source = parquet_source(write(tmp_path, numbered(2000), row_group_size=700), "none")
     items, _ = listed(source)
@@ -377,10 +399,9 @@ def test_many_threads(tmp_path):
         list(threads.map(lambda part: fetched(source, part), parts * 3))
 
 
-def test_images_are_not_read_while_listing(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    images = pa.array([rng.bytes(10_000) for _ in range(400)], pa.binary())
-    file = write(tmp_path, {"image": images, "identity": list(range(400))}, row_group_size=100)
+@pytest.fixture
+def bytes_read(monkeypatch):
+    """Numbers of bytes that are read from files, in order."""
     read = []
 
     class Counted(io.FileIO):
@@ -390,11 +411,24 @@ def test_images_are_not_read_while_listing(tmp_path, monkeypatch):
             return data
 
         def size(self):
-            return file.stat().st_size
+            return os.fstat(self.fileno()).st_size
 
     monkeypatch.setattr(Location, "open", lambda self: Counted(self.uri))
-    assert len(listed(parquet_source(file))[0]) == 400
-    assert 0 < sum(read) < 200_000 < file.stat().st_size
+    return read
+
+
+def test_only_what_is_needed_is_read(tmp_path, bytes_read, monkeypatch):
+    rng = np.random.default_rng(0)
+    images = pa.array([rng.bytes(10_000) for _ in range(800)], pa.binary())
+    columns = {"image": images, "identity": list(range(800))}
+    file = write(tmp_path, columns, data_page_size=10_000, write_batch_size=10)
+    source = parquet_source(file)
+    items, _ = listed(source)
+    footer = sum(bytes_read)
+    assert 0 < footer < 200_000  # no image
+    monkeypatch.setattr(parquet_file, "_BUFFER_BYTES", 50_000)
+    assert source.fetch(items[40:50])[0] == Content(images[40].as_py())
+    assert sum(bytes_read) < 2 * footer + 3_000_000  # of eight million
 
 
 # Damage
@@ -404,7 +438,7 @@ def test_damaged_footer(tmp_path):
     content = write(tmp_path, numbered(100)).read_bytes()
     for damaged in (content[:-1], content[:50], b"", b"x" * 1000, content[:-30] + content[-8:]):
         (tmp_path / "b.parquet").write_bytes(damaged)
-        with pytest.raises(InputError, match=r"b\.parquet is not a whole Parquet file"):
+        with pytest.raises(InputError, match=r"cannot read .*b\.parquet as a Parquet file"):
             listed(parquet_source(tmp_path / "b.parquet", "none"))
 
 

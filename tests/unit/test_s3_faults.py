@@ -52,27 +52,37 @@ def upstream():
 
 @pytest.fixture(scope="module")
 def running(upstream):
+    """A proxy that this process takes for S3; nobody waits long before trying again."""
     found = FaultyProxy(upstream)
-    yield found
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": found.url}.items():
+            patch.setenv(name, value)
+        for name in ("AWS_REGION", "AWS_ENDPOINT_URL_S3", "AWS_MAX_ATTEMPTS", "AWS_PROFILE"):
+            patch.delenv(name, raising=False)
+        patch.setattr(s3_client, "_FIRST_WAIT", 0.002)
+        s3_client.client.cache_clear()
+        yield found
+    s3_client.client.cache_clear()
     found.close()
 
 
 @pytest.fixture
-def proxy(running, monkeypatch):
-    """A proxy without rules, that this process takes for S3; nobody waits long."""
-    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": running.url}.items():
-        monkeypatch.setenv(name, value)
-    for name in ("AWS_REGION", "AWS_ENDPOINT_URL_S3", "AWS_MAX_ATTEMPTS", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(s3_client, "_FIRST_WAIT", 0.002)
-    s3_client.client.cache_clear()
-    yield running
+def proxy(running):
+    """The proxy, without rules."""
     running.clear()
+    return running
+
+
+@pytest.fixture
+def new_client(running):
+    """For tests that change what the client is made of."""
+    s3_client.client.cache_clear()
+    yield
     s3_client.client.cache_clear()
 
 
 @pytest.fixture
-def impatient(proxy, monkeypatch):
+def impatient(new_client, monkeypatch):
     """Half a second without an answer is too long."""
     monkeypatch.setattr(s3_client, "SILENT_SECONDS", 0.5)
     monkeypatch.setattr(s3_client, "CONNECT_SECONDS", 0.5)
@@ -250,8 +260,19 @@ def test_listing_is_whole_or_an_error(proxy, folder, fault):
         folder.names()
 
 
+def test_listing_of_several_pages(proxy, folder, monkeypatch):
+    monkeypatch.setattr(s3, "_NAMES_AT_ONCE", 2)
+    for name in ("a", "b/1", "b/2", "c", "d/1", "é", "e f+%"):
+        (folder / name).write_bytes(b"x")
+    proxy.clear()
+    proxy.add(answered(503), "GET", "continuation-token", times=1)
+    assert folder.names() == ["a", "b", "c", "d", "e f+%", "é"]
+    assert proxy.count("", "GET") == 3
+    assert proxy.count("503") == 2
+
+
 def test_removing_under_faults(proxy, folder, monkeypatch):
-    monkeypatch.setattr(s3, "_REMOVED_AT_ONCE", 2)
+    monkeypatch.setattr(s3, "_NAMES_AT_ONCE", 2)
     beside = Location(folder.uri + "2/x")
     for place in (folder / "a", folder / "b/c", folder / "b/d", folder / "e", beside):
         place.write_bytes(b"x")
@@ -320,7 +341,7 @@ def test_missing_bucket_is_no_missing_file(proxy):
         Location("s3://no-such-bucket/a").exists()
 
 
-def test_no_credentials_are_an_error_within_seconds(proxy, file, monkeypatch, tmp_path):
+def test_no_credentials_are_an_error_within_seconds(proxy, new_client, file, monkeypatch, tmp_path):
     """Even where the address of a machine's role never answers."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED"):
         monkeypatch.delenv(name)
@@ -335,7 +356,7 @@ def test_no_credentials_are_an_error_within_seconds(proxy, file, monkeypatch, tm
     assert proxy.count() == 0
 
 
-def test_role_of_a_machine_is_asked_for_again(proxy, file, monkeypatch, tmp_path):
+def test_role_of_a_machine_is_asked_for_again(proxy, new_client, file, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -345,7 +366,7 @@ def test_role_of_a_machine_is_asked_for_again(proxy, file, monkeypatch, tmp_path
     assert proxy.count("503") > 0
 
 
-def test_endpoint_and_attempts_must_make_sense(proxy, file, monkeypatch):
+def test_endpoint_and_attempts_must_make_sense(proxy, new_client, file, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "many")
     with pytest.raises(ConfigError, match=r"AWS_MAX_ATTEMPTS: expected a number of .* got many"):
         file.read_bytes()
@@ -356,13 +377,13 @@ def test_endpoint_and_attempts_must_make_sense(proxy, file, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["AWS_REGION", "AWS_DEFAULT_REGION"])
-def test_region_comes_from_the_environment(proxy, monkeypatch, name):
+def test_region_comes_from_the_environment(new_client, monkeypatch, name):
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     monkeypatch.setenv(name, "eu-central-1")
     assert s3_client.client().meta.region_name == "eu-central-1"
 
 
-def test_bucket_of_a_named_host_is_part_of_the_path(proxy, file, monkeypatch):
+def test_bucket_of_a_named_host_is_part_of_the_path(proxy, new_client, file, monkeypatch):
     """Stores of one's own rarely have a name for every bucket."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url.replace("127.0.0.1", "localhost"))
     assert file.read_bytes() == CONTENT
@@ -388,7 +409,7 @@ def test_store_that_stays_away_is_an_error_of_its_own(proxy, impatient, file, mo
     assert proxy.count() == 3 * (2 if fault is HANG else 4)  # with one about the store itself
 
 
-def test_no_server_at_all(proxy, file, monkeypatch):
+def test_no_server_at_all(proxy, new_client, file, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(StoreError, match=r"http://127.0.0.1:1 does not answer; 8 attempts"):
         file.read_bytes()

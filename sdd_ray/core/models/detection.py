@@ -23,11 +23,11 @@ from sdd_ray.core.models.trunk import pixels_seen
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-PREFIXES = ("module.", "backbone.", "model.", "net.", "encoder.", "features.")
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "net.", "encoder.", "features.")
 """What the names of a backbone may begin with when it was trained as a part of something else.
 
-`module.` comes from data-parallel training; `model.` AdaFace, `net.` CVLFace, `features.module.`
-and `module.features.` MagFace."""
+`module.` comes from data-parallel training, `_orig_mod.` from torch.compile; `model.` AdaFace,
+`net.` CVLFace, `features.module.` and `module.features.` MagFace."""
 
 CLASSIFICATION_HEADS = frozenset(
     {

@@ -1,0 +1,136 @@
+"""Packed sources through the real engine give what the folder they were made from gives."""
+
+import struct
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from drawn_faces import write_faces
+
+from sdd_ray import embed
+from sdd_ray.config import load_tree
+from sdd_ray.engine.image_index import list_images
+from sdd_ray.formats.reading import Album
+from sdd_ray.formats.source import locate, open_source
+from sdd_ray.settings import EmbedConfig
+from sdd_ray.store.dataset import open_dataset
+from sdd_ray.store.location import Location
+from sdd_ray.store.run import OutputRun
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+PEOPLE, IMAGES = 4, 5
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """A folder of drawn faces, and the sorted names of its files."""
+    root = tmp_path_factory.mktemp("packed") / "faces"
+    write_faces(root, identities=PEOPLE, images=IMAGES)
+    names = sorted(str(path.relative_to(root)) for path in root.rglob("*.*"))
+    assert len(names) == PEOPLE * IMAGES
+    return root, names
+
+
+def as_tar(root, names, target):
+    # Two shards of the same set; the names are unique over both, as file names in a folder are.
+    (target / "shards").mkdir()
+    for number in range(2):
+        with tarfile.open(target / "shards" / f"{number}.tar", "w") as archive:
+            for name in names[number::2]:
+                archive.add(root / name, name)
+    return {"kind": "tar", "path": str(target / "shards")}, {
+        n: f"{i % 2}.tar/{n}" for i, n in enumerate(names)
+    }
+
+
+def as_parquet(root, names, target):
+    rows = [
+        {"image": (root / n).read_bytes(), "image_id": n, "identity": n.split("/")[0]}
+        for n in names
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), target / "faces.parquet", row_group_size=3)
+    options = {"parquet": {"image_id": "image_id"}}
+    return {"kind": "parquet", "path": str(target / "faces.parquet"), **options}, {}
+
+
+def as_list(root, names, target):
+    lines = [f"{n}\t{n.split('/')[0]}" for n in names]
+    (target / "faces.txt").write_text("\n".join(lines))
+    options = {"list_file": {"root": str(root)}}
+    return {"kind": "list", "path": str(target / "faces.txt"), **options}, {}
+
+
+def as_recordio(root, names, target):
+    lines = []
+    with (target / "faces.rec").open("wb") as records, (target / "faces.idx").open("w") as index:
+        for key, name in enumerate(names):
+            index.write(f"{key}\t{records.tell()}\n")
+            image = (root / name).read_bytes()
+            data = struct.pack("<IfQQ", 0, float(key // IMAGES), key, 0) + image
+            records.write(struct.pack("<II", 0xCED7230A, len(data)) + data + bytes(-len(data) % 4))
+            lines.append(f"{key}\t{key // IMAGES}\t{name}\n")
+    (target / "faces.lst").write_text("".join(lines))
+    options = {"recordio": {"names": str(target / "faces.lst")}, "identity": "first_folder"}
+    return {"kind": "recordio", "path": str(target / "faces.rec"), **options}, {}
+
+
+PACKERS = [as_tar, as_parquet, as_list, as_recordio]
+
+
+def rows_of(output):
+    names = ["image_id", "identity", "embedding", "norm", "content"]
+    return {row["image_id"]: row for row in output.read(names).to_pylist()}
+
+
+def config_of(output, source, **keys):
+    tree = {"output": str(output), "source": source, "images_per_shard": 6}
+    return load_tree(EmbedConfig, {**tree, "resources": {"workers": 2}, **keys})
+
+
+@pytest.fixture(scope="module")
+def by_folder(faces, tmp_path_factory):
+    output = tmp_path_factory.mktemp("folder") / "embeddings"
+    embed.run(config_of(output, {"kind": "folder", "path": str(faces[0])}))
+    return rows_of(open_dataset(str(output), ["embed"]))
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+def test_embeddings_are_those_of_the_folder(faces, by_folder, packer, tmp_path):
+    source, renamed = packer(*faces, tmp_path)
+    embed.run(config_of(tmp_path / "embeddings", source))
+    found = rows_of(open_dataset(str(tmp_path / "embeddings"), ["embed"]))
+    assert found.keys() == {renamed.get(name, name) for name in by_folder}
+    for name, wanted in by_folder.items():
+        one = found[renamed.get(name, name)]
+        assert (one["identity"], one["content"]) == (wanted["identity"], wanted["content"])
+        np.testing.assert_allclose(one["embedding"], wanted["embedding"], atol=1e-5)
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+def test_images_are_found_by_their_keys(faces, packer, tmp_path):
+    """As train, score and the reports look for them: in any order, with some that are not there."""
+    root, names = faces
+    tree, renamed = packer(root, names, tmp_path)
+    wanted = [renamed.get(n, n) for n in names[::-3]] + ["nobody/0.png"]
+    source = open_source(config_of(tmp_path, tree).source)
+    album = Album(source, pa.chunked_array([wanted])).faces(range(len(wanted)))
+    folder = open_source(config_of(tmp_path, {"kind": "folder", "path": str(root)}).source)
+    same = Album(folder, pa.chunked_array([names[::-3]])).faces(range(len(wanted) - 1))
+    assert album[-1] is None
+    for face, other in zip(album[:-1], same, strict=True):
+        np.testing.assert_array_equal(face, other)
+    table = locate(source, pa.chunked_array([wanted]))
+    assert table["image_id"].to_pylist() == wanted
+
+
+def test_second_image_of_a_key_is_set_aside(faces, tmp_path):
+    root, names = faces
+    tree, _ = as_list(root, [*names, names[3]], tmp_path)
+    place = Location(str(tmp_path / "o"))
+    output = OutputRun(place, "embed", config_of(place.uri, tree), {})
+    total, listing = list_images(open_source(config_of(tmp_path, tree).source), 6, output)
+    assert total == len(names)
+    assert [(r.image_id, r.reason) for r in listing.rejects] == [(names[3], "duplicate_image_id")]
