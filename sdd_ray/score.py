@@ -42,7 +42,7 @@ def run(config: ScoreConfig) -> None:
             config.batch_size,
             config.max_reject_share,
             config.resources,
-            is_remote=(config.source.path or "").startswith("s3://"),
+            is_remote=config.source.is_remote,
         )
         with session(config.ray):
             made = run_image_job(job, output)

@@ -20,6 +20,8 @@ from sdd_ray.store.location import Location
 from sdd_ray.store.run import INDEX, LISTING, OutputRun, Reject, part_name
 
 _ROWS_AT_ONCE = 16_384
+_MAY_BE_MENDED = (UNREADABLE_FOLDER, "damaged_archive", "damaged_record")
+"""Rejects of a listing that stand for unknown images: the next attempt looks again."""
 
 
 def index_file(run: OutputRun) -> Location:
@@ -30,13 +32,14 @@ def index_file(run: OutputRun) -> Location:
 def list_images(source: Source, images_per_shard: int, run: OutputRun) -> tuple[int, Listing]:
     """List the source into row groups of one shard each, or find the listing of an earlier run.
 
-    An earlier listing that lacks folders is made again; parts whose images changed are forgotten.
+    An earlier listing that lacks a folder or the rest of a file is made again; parts whose images
+    changed are forgotten.
     """
     note = run.work / LISTING
     if note.exists():
         tree = json.loads(note.read_bytes())
         rejects = [Reject(**item) for item in tree["rejects"]]
-        if not any(reject.reason == UNREADABLE_FOLDER for reject in rejects):
+        if not any(reject.reason in _MAY_BE_MENDED for reject in rejects):
             return int(tree["images"]), Listing(rejects, int(tree["ignored_files"]))
     listing = Listing()
     progress = Progress("list", None)

@@ -5,7 +5,7 @@ get items and read many of them in one request where they lie side by side.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -140,16 +140,20 @@ def files_at(path: Location, suffix: str) -> tuple[Location, list[str]]:
             raise InputError(f"source.path: nothing is at {path.uri}")
         folder, _, name = path.uri.rpartition("/")
         return Location(folder or "/"), [name]
-    names = sorted(_below(path, "", suffix))
+    names = sorted(_below(path, "", suffix, frozenset()))
     if not names:
         raise InputError(f"source.path: no *{suffix} file in {path.uri}")
     return path, names
 
 
-def _below(folder: Location, prefix: str, suffix: str) -> Iterator[str]:
+def _below(folder: Location, prefix: str, suffix: str, above: frozenset[Hashable]) -> Iterator[str]:
+    key = folder.key()
+    if key in above:  # a link that leads back: its files are found where they lie
+        return
     for entry in folder.entries():
         if entry.is_folder:
-            yield from _below(folder / entry.name, f"{prefix}{entry.name}/", suffix)
+            name = f"{prefix}{entry.name}/"
+            yield from _below(folder / entry.name, name, suffix, above | {key})
         elif entry.name.endswith(suffix):
             yield prefix + entry.name
 

@@ -204,8 +204,6 @@ _WANTED: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
 
 
 def _values(array: pa.Array) -> list[Any]:
-    if types.is_dictionary(array.type):
-        array = array.dictionary_decode()
     if types.is_integer(array.type):
         array = array.cast(pa.string())
     elif types.is_floating(array.type):

@@ -120,7 +120,7 @@ class Members:
                 of_next |= self._remark(header)
 
     def _header(self) -> tarfile.TarInfo | None:
-        self._stream.seek(min(self._at, self._size))
+        self._stream.seek(self._at)
         self._block = self._stream.read(_BLOCK)
         if len(self._block) < _BLOCK:
             raise self._damaged("the file ends without the zeros that end an archive")

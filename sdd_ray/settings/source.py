@@ -161,3 +161,9 @@ class SourceConfig:
     def identity_rule(self) -> str:
         """The rule that `identity` asks for."""
         return self.identity or _IDENTITIES[self.kind][0]
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading an image may take tens of milliseconds: it lies, or may lie, on S3."""
+        places = (self.path, self.list_file.root, self.tfrecord.root)
+        return self.kind == "list" or any(place and place.startswith("s3://") for place in places)

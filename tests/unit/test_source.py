@@ -13,7 +13,7 @@ from sdd_ray.errors import InputError
 from sdd_ray.formats.drawn import SyntheticSource
 from sdd_ray.formats.folder import FolderSource
 from sdd_ray.formats.images import ImageRejectedError
-from sdd_ray.formats.items import Item, from_table
+from sdd_ray.formats.items import Item, files_at, from_table
 from sdd_ray.formats.reading import read_face
 from sdd_ray.formats.source import Listing, locate, open_source
 from sdd_ray.settings import SourceConfig, SyntheticConfig
@@ -269,3 +269,10 @@ def test_file_too_large_for_a_face_is_not_read(tmp_path):
         stream.truncate((64 << 20) + 1)  # a sparse file: nothing of it lies on the disk
     with pytest.raises(ImageRejectedError, match="too_large"):
         read(folder_source(tmp_path), "a/x.jpg")
+
+
+@pytest.mark.timeout(20)
+def test_packed_files_below_a_link_that_leads_back_are_found_once(tmp_path):
+    make(tmp_path, "a/1.tar", "b/c/2.tar", "b/notes.txt")
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    assert files_at(Location(str(tmp_path)), ".tar")[1] == ["a/1.tar", "b/c/2.tar"]
