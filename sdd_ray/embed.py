@@ -44,6 +44,7 @@ def run(config: EmbedConfig) -> None:
             config.max_reject_share,
             config.resources,
             is_remote=config.source.is_remote,
+            skip_damaged=config.source.skip_damaged,
         )
         with session(config.ray):
             made = run_image_job(job, output)

@@ -43,6 +43,7 @@ def run(config: ScoreConfig) -> None:
             config.max_reject_share,
             config.resources,
             is_remote=config.source.is_remote,
+            skip_damaged=config.source.skip_damaged,
         )
         with session(config.ray):
             made = run_image_job(job, output)

@@ -5,6 +5,7 @@ Shapes: N images, H and W rows and columns of a decoded face, h and w of the net
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -68,6 +69,8 @@ class Preprocessing:
         if images.dtype != np.uint8:
             raise ValueError(f"expected uint8 pixels, got {images.dtype}")
         window = self._window(images)
+        if self.channel_order == "bgr":
+            window = window[..., ::-1]
         values = window.transpose(0, 3, 1, 2).astype(np.float32, order="C")
         factor, offset = self._line()
         values *= factor[:, None, None]
@@ -90,9 +93,12 @@ class Preprocessing:
         """
         if images.dtype != torch.uint8:
             raise ValueError(f"expected uint8 pixels, got {images.dtype}")
-        values = self._window(images).permute(0, 3, 1, 2).to(torch.float32)
-        factor, offset = (torch.from_numpy(line).to(values.device) for line in self._line())
-        return values.mul_(factor[:, None, None]).add_(offset[:, None, None])
+        window = self._window(images)
+        if self.channel_order == "bgr":
+            window = window.flip(3)  # a list of indices would be copied to the device each time
+        values = window.permute(0, 3, 1, 2).to(torch.float32)
+        factor, offset = _line_on(values.device, self)
+        return values.mul_(factor).add_(offset)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain JSON values."""
@@ -125,8 +131,7 @@ class Preprocessing:
                 f"expected images of at least {self.height} x {self.width} pixels,"
                 f" got {images.shape[1]} x {images.shape[2]}"
             )
-        window = images[:, top // 2 :, left // 2 :][:, : self.height, : self.width]
-        return window if self.channel_order == "rgb" else window[..., [2, 1, 0]]
+        return images[:, top // 2 :, left // 2 :][:, : self.height, : self.width]
 
     def _line(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return factor and offset of each channel; in float64 first, so they are rounded once."""
@@ -134,6 +139,19 @@ class Preprocessing:
         factor = 1.0 / (self.scale * std)
         offset = -np.array(self.mean, np.float64) / std
         return factor.astype(np.float32), offset.astype(np.float32)
+
+
+@cache
+def _line_on(device: torch.device, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """Return factor and offset on a device, (3, 1, 1) each.
+
+    Kept, since a copy from ordinary memory waits for all that its stream was given before.
+    """
+    with torch.inference_mode(False):  # training takes them too
+        factor, offset = (
+            torch.from_numpy(line[:, None, None]).to(device) for line in preprocessing._line()
+        )
+    return factor, offset
 
 
 PRESETS = {

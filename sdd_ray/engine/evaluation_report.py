@@ -25,7 +25,7 @@ from sdd_ray.report.figures import (
     similarity_distributions,
 )
 from sdd_ray.report.page import Cell, Highlight, Section, Table, render_page
-from sdd_ray.settings import EvaluateConfig, SourceConfig
+from sdd_ray.settings import EvaluateConfig
 from sdd_ray.store.dataset import read_any
 
 _FACES = 24
@@ -46,12 +46,13 @@ def report_html(
     Raises:
         InputError: The labels, faces or severities cannot be read.
     """
+    album = _album(config, compared)
     sections = [_worth(config, methods)]
     sections += [_curves(methods, number) for number in range(len(config.fmr))]
     if config.report.labels is not None:
-        sections += _labels(config, compared)
-    if config.report.faces is not None:
-        sections.append(_faces(_album(config.report.faces, compared), compared, methods[0]))
+        sections += _labels(config, compared, album)
+    if album is not None:
+        sections.append(_faces(album, compared, methods[0]))
     if config.report.severity is not None:
         sections.append(_severity(config.report.severity, compared, methods[0]))
     plain = {k: v for k, v in results.items() if isinstance(v, (int, float, str))}
@@ -158,7 +159,7 @@ def _curves(methods: list[MethodResult], number: int) -> Section:
     return Section(f"Curves at FMR {fmr:g}", figures=figures)
 
 
-def _labels(config: EvaluateConfig, compared: ComparedSet) -> list[Section]:
+def _labels(config: EvaluateConfig, compared: ComparedSet, album: Album | None) -> list[Section]:
     table = read_any(config.report.labels or "", [IMAGE_ID, PSEUDO_LABEL])
     labels = _floats(table[PSEUDO_LABEL])
     if np.isnan(labels).all():
@@ -171,9 +172,8 @@ def _labels(config: EvaluateConfig, compared: ComparedSet) -> list[Section]:
             figures=[label_histogram(labels, f"All {len(labels):,} labelled images.")],
         )
     ]
-    if config.report.faces is None:
+    if album is None:
         return sections
-    album = _album(config.report.faces, compared)
     own = _joined(compared, table, labels)
     images = [
         _similarities(name, compared, own, album, rank)
@@ -217,8 +217,10 @@ def _similarities(
     return ImageSimilarities(name, similarities[others], similarities[~same], face, labels[row])
 
 
-def _album(faces: SourceConfig, compared: ComparedSet) -> Album:
-    return Album(open_source(faces), pa.chunked_array([compared.image_ids]))
+def _album(config: EvaluateConfig, compared: ComparedSet) -> Album | None:
+    if config.report.faces is None:
+        return None
+    return Album(open_source(config.report.faces), pa.chunked_array([compared.image_ids]))
 
 
 def _faces(album: Album, compared: ComparedSet, method: MethodResult) -> Section:

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import pyarrow as pa
@@ -12,16 +13,22 @@ import ray
 from sdd_ray import columns
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.tasks import run_tasks
-from sdd_ray.errors import SddError
+from sdd_ray.errors import InputError
 from sdd_ray.formats.folder import UNREADABLE_FOLDER
 from sdd_ray.formats.items import Item, Listing, PackedSource, Source, from_table, to_table
 from sdd_ray.formats.landmarks import WithLandmarks
+from sdd_ray.formats.source import origins
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import INDEX, LISTING, OutputRun, Reject, part_name
 
 _ROWS_AT_ONCE = 16_384
-_MAY_BE_MENDED = (UNREADABLE_FOLDER, "damaged_archive", "damaged_record")
-"""Rejects of a listing that stand for unknown images: the next attempt looks again."""
+_LOOKS_AT_ONCE = 16
+"""Files looked at together: each takes tens of milliseconds on S3."""
+DAMAGED = ("damaged_file", "damaged_archive", "damaged_record")
+"""Rejects of a listing that stand for a number of images that nobody knows."""
+
+_MAY_BE_MENDED = (UNREADABLE_FOLDER, *DAMAGED)
+"""The next attempt looks again."""
 
 
 def index_file(run: OutputRun) -> Location:
@@ -32,15 +39,21 @@ def index_file(run: OutputRun) -> Location:
 def list_images(source: Source, images_per_shard: int, run: OutputRun) -> tuple[int, Listing]:
     """List the source into row groups of one shard each, or find the listing of an earlier run.
 
-    An earlier listing that lacks a folder or the rest of a file is made again; parts whose images
-    changed are forgotten.
+    An earlier listing that lacks a folder or the rest of a file, or whose files were replaced, is
+    made again; parts whose images changed are forgotten.
     """
     note = run.work / LISTING
+    versions = _versions(source)
     if note.exists():
         tree = json.loads(note.read_bytes())
         rejects = [Reject(**item) for item in tree["rejects"]]
-        if not any(reject.reason in _MAY_BE_MENDED for reject in rejects):
+        is_whole = not any(reject.reason in _MAY_BE_MENDED for reject in rejects)
+        if is_whole and tree["versions"] == versions:
             return int(tree["images"]), Listing(rejects, int(tree["ignored_files"]))
+        if any(versions.get(uri) != version for uri, version in tree["versions"].items()):
+            # Other bytes may lie under the same places: no part that was made can be trusted.
+            for name in run.finished():
+                run.forget(name)
     listing = Listing()
     progress = Progress("list", None)
     sink = pa.BufferOutputStream()
@@ -54,9 +67,17 @@ def list_images(source: Source, images_per_shard: int, run: OutputRun) -> tuple[
         content = sink.getvalue()
         _forget_changed(run, content)
         index_file(run).write_bytes(content.to_pybytes())
-        tree = {"images": total, **asdict(listing)}
+        tree = {"images": total, "versions": versions, **asdict(listing)}
         note.write_bytes(json.dumps(tree).encode())
     return total, listing
+
+
+def _versions(source: Source) -> dict[str, str]:
+    """Return what tells the files of a packed source from others of the same names."""
+    places = origins(source)
+    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as threads:
+        versions = threads.map(lambda place: str(place.version()), places)
+        return {place.uri: version for place, version in zip(places, versions, strict=True)}
 
 
 def _listed(source: Source, listing: Listing) -> Iterator[Item]:
@@ -85,22 +106,21 @@ def _scanned(source: Source, listing: Listing) -> Iterator[Item]:
         return
     scan = ray.remote(_scan).options(name="list images", max_retries=3)
     calls = ((scan.remote(source, file), file) for file in source.files())
-    for found, _ in run_tasks(calls):
-        if isinstance(found, SddError):
-            raise found
-        table, met = found
+    for (table, met), _ in run_tasks(calls):
         listing.rejects += met.rejects
         listing.ignored_files += met.ignored_files
         for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
             yield from from_table(pa.table(batch))
 
 
-def _scan(source: PackedSource, file: str) -> tuple[pa.Table, Listing] | SddError:
+def _scan(source: PackedSource, file: str) -> tuple[pa.Table, Listing]:
     listing = Listing()
+    items = source.scan(file, listing)
     try:
-        return to_table(source.scan(file, listing)), listing
-    except SddError as error:
-        return error
+        return to_table(items), listing
+    except InputError as error:
+        listing.rejects.append(Reject(file, "damaged_file", str(error)))
+        return to_table(()), listing
 
 
 def _forget_changed(run: OutputRun, content: pa.Buffer) -> None:

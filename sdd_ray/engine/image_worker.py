@@ -89,6 +89,7 @@ class ImageJob:
     max_reject_share: float
     resources: PoolResources
     is_remote: bool = False
+    skip_damaged: bool = False
 
     @property
     def network_threads(self) -> int:
@@ -106,14 +107,16 @@ class ShardReader:
     """
 
     def __init__(self, job: ImageJob, index: Location, decoders: int) -> None:
-        self._source, self._index = job.source, index
+        self._source, self._place = job.source, index
+        self._index: pq.ParquetFile | None = None
         number = job.resources.read_threads or (_READS_ON_S3 if job.is_remote else decoders)
         self._threads = ThreadPoolExecutor(number)
 
     def open(self, number: int, batch_size: int) -> "ShardReading":
         """Return one shard, ready to be read in batches."""
-        with self._index.open() as stream:
-            listed = pq.ParquetFile(stream).read_row_group(number)
+        if self._index is None:  # its footer is large where there are many shards
+            self._index = pq.ParquetFile(self._place.open())
+        listed = self._index.read_row_group(number)
         return ShardReading(self._source, from_table(listed), self._threads, batch_size)
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 
 from sdd_ray.engine.batch_size import batch_size_of
 from sdd_ray.engine.failures import raise_failure
-from sdd_ray.engine.image_index import index_file, list_images
+from sdd_ray.engine.image_index import DAMAGED, index_file, list_images
 from sdd_ray.engine.image_worker import (
     DecodeWorker,
     ImageJob,
@@ -26,7 +27,7 @@ from sdd_ray.engine.image_worker import (
 )
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.session import available, pool_size
-from sdd_ray.errors import InputError, TooManyRejectsError
+from sdd_ray.errors import InputError, SddError, TooManyRejectsError
 from sdd_ray.formats.items import Listing
 from sdd_ray.formats.reading import UNREADABLE
 from sdd_ray.settings import PoolResources
@@ -62,10 +63,12 @@ def run_image_job(job: ImageJob, run: OutputRun) -> ImageRun:
     spare = least + _WRITER_CPUS if least else 0.0
     size = pool_size(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker, spare)
     total, listing = list_images(job.source, job.images_per_shard, run)
+    _check_damage(job, listing)
     if total == 0:
         raise InputError(_nothing_to_do(listing))
     names = [part_name(shard) for shard in range(-(-total // job.images_per_shard))]
-    finished = {name: r for name, r in run.finished().items() if name in set(names)}
+    wanted = set(names)
+    finished = {name: r for name, r in run.finished().items() if name in wanted}
     # What could not be reached may be there by now: those parts are done again.
     records = {name: record for name, record in finished.items() if not _has_unreadable(record)}
     missing = [shard for shard, name in enumerate(names) if name not in records]
@@ -129,10 +132,21 @@ def _process(
     shards = ray.data.from_items(
         [{"shard": shard} for shard in plan.missing], override_num_blocks=len(plan.missing)
     )
+    # Ray Data gives up where nothing is finished for some time; by default half an hour, in which a
+    # large network on a CPU may not finish one shard.
+    patience = max(_PATIENCE_S, _SECONDS_PER_IMAGE * job.images_per_shard)
+    shards.context.execution_no_progress_timeout_s = patience
     steps = _three_steps if plan.decoders else _one_step
-    for row in steps(job, run, plan, shards).iter_rows():
-        raise_failure(row)
-        yield record_from_json(row["record"]), json.loads(row["use"])
+    try:
+        for row in steps(job, run, plan, shards).iter_rows():
+            raise_failure(row)
+            yield record_from_json(row["record"]), json.loads(row["use"])
+    except ExecutionTimeoutError as error:
+        raise SddError(
+            f"no shard of {job.images_per_shard:,} images was finished for"
+            f" {patience / 3600:.1f} hours: does a worker die at one of them (see Ray's logs), or is"
+            " images_per_shard too large for this network?"
+        ) from error
 
 
 def _one_step(job: ImageJob, run: OutputRun, plan: _Plan, shards: Any) -> Any:
@@ -173,6 +187,10 @@ def _on_workers(job: ImageJob, plan: _Plan) -> dict[str, Any]:
         "num_gpus": job.resources.gpus_per_worker or None,
     }
 
+
+_PATIENCE_S = 1800.0
+_SECONDS_PER_IMAGE = 4.0
+"""What a shard may take before a run is given up: the largest networks on one slow core."""
 
 _WRITER_CPUS = 0.25
 """A writer waits for the store most of the time."""
@@ -223,6 +241,16 @@ def _check_reached(records: Sequence[PartRecord]) -> None:
     is_lost = rejects and all(reject.reason == UNREADABLE for reject in rejects)
     if is_lost and len(rejects) == sum(record.rows_in for record in records):
         raise InputError(f"none of {len(rejects):,} images can be reached; {_first(rejects)}")
+
+
+def _check_damage(job: ImageJob, listing: Listing) -> None:
+    """Stop where files could not be listed to their end: no share says how much that is."""
+    damaged = [reject for reject in listing.rejects if reject.reason in DAMAGED]
+    if damaged and not job.skip_damaged:
+        raise TooManyRejectsError(
+            f"{len(damaged):,} place(s) where images are missing, nobody knows how many;"
+            f" {_first(damaged)}; mend it, or go on without with source.skip_damaged=true"
+        )
 
 
 def _num_rejected(records: Mapping[str, PartRecord], listing: Listing) -> int:

@@ -1,7 +1,7 @@
 """The score stage: from images to qualities with a model folder."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 
 from sdd_ray import columns
 from sdd_ray.core.calibration import FAILED, integer_quality
-from sdd_ray.core.fitting import predict
 from sdd_ray.engine.image_worker import Network, Shard
-from sdd_ray.errors import ResourceError
 from sdd_ray.store.location import Location
 from sdd_ray.store.model_folder import load_model
 from sdd_ray.store.run import Reject
+from sdd_ray.store.torch_recogniser import Running, TorchRecogniser, check_device
 
 
 @dataclass(frozen=True)
@@ -34,24 +33,30 @@ class ScoreStage:
         """Load the model on a worker; return a function from images to raw and calibrated values.
 
         Its result is (N, 2): the raw prediction, and the quality in [0, 100] before rounding.
+
+        Raises:
+            ResourceError: The device is not there.
         """
-        if self.device != "cpu" and not torch.cuda.is_available():
-            raise ResourceError(
-                f"expected the device {self.device}, but torch finds no CUDA device here"
-            )
+        check_device(self.device)
         torch.set_num_threads(threads)
         model = load_model(self.model)
-        network = model.network.to(self.device)
+        network = model.network.eval().to(self.device)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
+        # It runs as a recogniser does whose embeddings are one number long.
+        runner = TorchRecogniser(
+            lambda inputs: network(inputs)[:, None],
+            1,
+            model.preprocessing,
+            Running(self.device),
+            {},
+        )
 
-        def score(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-            if len(images) == 0:
-                return np.zeros((0, 2), np.float32)
-            pixels = torch.tensor(images).to(self.device)
-            raw = predict(network, model.preprocessing.apply_tensor(pixels))
-            return np.stack([raw, model.calibration.apply(raw)], axis=1).astype(np.float32)
+        def score(batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+            for raw in runner.embed_many(batches):
+                quality = model.calibration.apply(raw)
+                yield np.concatenate([raw, quality], axis=1).astype(np.float32)
 
-        return partial(map, score)
+        return score
 
     def rows(self, shard: Shard, outputs: NDArray[np.float32]) -> tuple[pa.Table, list[Reject]]:
         """Return one row for every image of the shard, and the ones that failed."""

@@ -28,8 +28,8 @@ _ROWS_PER_BLOCK = 256
 _IMAGE_BYTES = 112 * 112 * 3
 _CACHE_SHARE = 0.3
 """Decoded images stay in Ray's object store when they need at most this share of it."""
-_READERS = 2
-"""Threads of a reading task: one waits for a disk while the other decodes."""
+_READERS, _READERS_ON_S3 = 2, 16
+"""Threads of a reading task: some wait for the store while others decode."""
 _SHUFFLE_BATCHES = 8
 """Images wait for each other in a buffer of this many batches, to come in random order."""
 
@@ -119,7 +119,9 @@ def image_datasets(config: TrainConfig, data: TrainingData) -> ImageDatasets:
         TooManyRejectsError: More images than allowed cannot be read.
     """
     source = open_source(config.source)
-    train, validation = (decoded(source, table) for table in (data.train, data.validation))
+    readers = _READERS_ON_S3 if config.source.is_remote else _READERS
+    parts = (data.train, data.validation)
+    train, validation = (decoded(source, table, readers) for table in parts)
     rejects = unreadable(train) + unreadable(validation)
     total = data.train.num_rows + data.validation.num_rows
     if len(rejects) > config.max_reject_share * total:
@@ -131,12 +133,13 @@ def image_datasets(config: TrainConfig, data: TrainingData) -> ImageDatasets:
     return ImageDatasets(train, validation, rejects)
 
 
-def decoded(source: Source, table: pa.Table) -> Any:
+def decoded(source: Source, table: pa.Table, readers: int = _READERS) -> Any:
     """Return a dataset of decoded images, in memory if the cluster can hold it.
 
     Args:
         source: The images.
         table: Items, and a column target.
+        readers: Threads of a reading task.
 
     Returns:
         A dataset with columns image (112, 112, 3) uint8, target, image_id, and reason and detail,
@@ -147,7 +150,7 @@ def decoded(source: Source, table: pa.Table) -> Any:
     ]
     dataset: Any = ray.data.from_arrow(blocks)
     dataset.context.execution_options = in_order()
-    dataset = dataset.map_batches(_reader(source), batch_size=64, batch_format="pyarrow")
+    dataset = dataset.map_batches(_reader(source, readers), batch_size=64, batch_format="pyarrow")
     memory = float(ray.cluster_resources().get("object_store_memory", 0.0))
     if table.num_rows * _IMAGE_BYTES <= _CACHE_SHARE * memory:
         return dataset.materialize()
@@ -193,14 +196,14 @@ def batches(
             yield np.asarray(batch["image"][readable]), targets
 
 
-def _reader(source: Source) -> Callable[[pa.Table], pa.Table]:
+def _reader(source: Source, readers: int) -> Callable[[pa.Table], pa.Table]:
     """Return the function that adds images to a batch of items and targets."""
 
     def read_images(batch: pa.Table) -> dict[str, Any]:
         items = from_table(batch)
         images = np.zeros((len(items), 112, 112, 3), np.uint8)
         failures = [("", "")] * len(items)
-        with ThreadPoolExecutor(_READERS) as threads:
+        with ThreadPoolExecutor(readers) as threads:
             for row, face in enumerate(read_faces(source, items, threads)):
                 if isinstance(face, SddError):
                     failures[row] = (reason_of(face), str(face))

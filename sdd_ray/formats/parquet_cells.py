@@ -118,7 +118,8 @@ def _keep(reader: _Reader) -> None:
 def _content(cell: pa.Scalar) -> Content | SddError:
     if not cell.is_valid:
         return ImageRejectedError("empty", "expected an image file, got null")
-    data = cell.as_buffer()
+    # Not the column at once: a dictionary may hold one large image for many rows.
+    data = (cell.value if isinstance(cell, pa.DictionaryScalar) else cell).as_buffer()
     if data.size > MAX_FILE_BYTES:
         return ImageRejectedError("too_large", f"a cell of {data.size:,} bytes")
     return Content(data.to_pybytes())

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 from pyarrow import types
 
 from sdd_ray.errors import InputError
+from sdd_ray.formats.landmarks import NUM_COORDINATES
 from sdd_ray.store.location import Location
 
 _BUFFER_BYTES = 4 << 20
 """Read at once from the image column, which has gigabytes where a file is one row group."""
 _LISTED_AT_ONCE = 1 << 14
-_NUM_COORDINATES = 10
 _EXACT = {16: 2**11, 32: 2**24, 64: 2**53}
 """Whole numbers up to here are exact in floats of so many bits; beyond, persons would merge."""
 
@@ -157,7 +157,7 @@ class ImageFile:
 def are_five_points(points: Sequence[float | None]) -> bool:
     """Return whether landmarks are x and y of five points."""
     numbers = [number for number in points if number is not None and math.isfinite(number)]
-    return len(numbers) == len(points) == _NUM_COORDINATES
+    return len(numbers) == len(points) == NUM_COORDINATES
 
 
 def _find(schema: pa.Schema, name: str) -> Column | None:
@@ -176,7 +176,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 def _is_image(kind: pa.DataType) -> bool:
     if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
+        kind = _plain(kind.field("bytes").type)
     return kind in (pa.binary(), pa.large_binary(), pa.binary_view())
 
 

@@ -1,5 +1,6 @@
 """From items to decoded faces: fetch in few requests, decode on threads, keep the order."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -19,6 +20,9 @@ UNREADABLE = "unreadable"
 
 _ALBUM_THREADS = 8
 """Images read at the same time for figures: they may lie on S3."""
+
+_FACES_AHEAD = 512
+"""Faces that are read ahead, 18 MiB: enough for all threads, also of single small files."""
 
 
 class Face(NamedTuple):
@@ -47,13 +51,20 @@ def read_faces(
     """
     # In the order in which their first face is needed.
     groups: list[list[int]] = sorted(source.groups(items), key=min)
-    places: list[tuple[Future[list[Face | SddError]], int]] = [(Future(), 0)] * len(items)
-    for group in groups:
-        done = threads.submit(_read_group, source, [items[place] for place in group])
-        for number, place in enumerate(group):
-            places[place] = (done, number)
-    for future, number in places:
-        yield future.result()[number]
+    firsts = [min(group) for group in groups]
+    found: dict[int, Face | SddError] = {}
+    waiting: deque[tuple[list[int], Future[list[Face | SddError]]]] = deque()
+    ahead = 0
+    for place in range(len(items)):
+        # What was read and not taken yet stays small, however many items there are.
+        while ahead < len(groups) and firsts[ahead] <= place + _FACES_AHEAD:
+            wanted = [items[one] for one in groups[ahead]]
+            waiting.append((groups[ahead], threads.submit(_read_group, source, wanted)))
+            ahead += 1
+        while place not in found:
+            group, done = waiting.popleft()
+            found.update(zip(group, done.result(), strict=True))
+        yield found.pop(place)
 
 
 def read_face(source: Source, item: Item) -> NDArray[np.uint8]:

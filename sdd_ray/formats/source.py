@@ -12,18 +12,15 @@ from sdd_ray.formats.drawn import SyntheticSource
 from sdd_ray.formats.folder import FolderSource
 from sdd_ray.formats.items import Item, Listing, Source, to_table
 from sdd_ray.formats.landmarks import WithLandmarks
-from sdd_ray.formats.listed import open_list
-from sdd_ray.formats.parquet import open_parquet
-from sdd_ray.formats.recordio import open_recordio
-from sdd_ray.formats.tar import open_tar
-from sdd_ray.formats.tfrecord import open_tfrecord
-from sdd_ray.formats.verification_bin import open_bin
+from sdd_ray.formats.listed import ListSource, open_list
+from sdd_ray.formats.parquet import ParquetSource, open_parquet
+from sdd_ray.formats.recordio import RecordIOSource, open_recordio
+from sdd_ray.formats.tar import TarSource, open_tar
+from sdd_ray.formats.tfrecord import TFRecordSource, open_tfrecord
+from sdd_ray.formats.verification_bin import BinSource, open_bin
 from sdd_ray.settings import SourceConfig
 from sdd_ray.store.location import Location
 from sdd_ray.synthetic.truth import synthetic_set
-
-_LOOKED_THROUGH = 16_384
-"""Items of a listing that are compared with the wanted keys at once."""
 
 
 def open_source(config: SourceConfig) -> Source:
@@ -73,14 +70,8 @@ def locate(source: Source, image_ids: pa.ChunkedArray) -> pa.Table:
     table = table.cast(columns.INDEX)
     if not source.needs_listing:
         return table
-    parts, group = [columns.INDEX.empty_table()], list[Item]()
-    for item in source.items(Listing()):
-        group.append(item)
-        if len(group) == _LOOKED_THROUGH:
-            parts.append(_wanted(group, keys))
-            group = []
-    parts.append(_wanted(group, keys))
-    found = pa.concat_tables(parts)
+    wanted = set(keys.to_pylist())
+    found = to_table(item for item in source.items(Listing()) if item.image_id in wanted)
     place = pc.index_in(keys, found[IMAGE_ID].combine_chunks())
     # A key that is not there takes the row of its own that says so.
     own = pa.array(np.arange(len(keys)) + found.num_rows)
@@ -90,13 +81,21 @@ def locate(source: Source, image_ids: pa.ChunkedArray) -> pa.Table:
 _KINDS_OF_COLUMNS = {field.name: field.type for field in columns.INDEX}
 
 
-def _wanted(items: list[Item], keys: pa.Array) -> pa.Table:
-    table = to_table(items)
-    return table.filter(pc.is_in(table[IMAGE_ID], keys))
+def origins(source: Source) -> list[Location]:
+    """Return the files whose change makes an earlier listing of the source a wrong one."""
+    if isinstance(source, WithLandmarks):
+        return [*origins(source.source), source.landmarks]
+    if isinstance(source, ListSource):
+        return [source.path]
+    if isinstance(source, TFRecordSource):
+        return [source.indexes / name for name in source.files()]
+    if isinstance(source, (BinSource, ParquetSource, RecordIOSource, TarSource)):
+        return [source.root / name for name in source.files()]
+    return []
 
 
 def _extensions(config: SourceConfig) -> tuple[str, ...]:
     return tuple(extension.lower() for extension in config.extensions)
 
 
-__all__ = ["Item", "Listing", "Source", "locate", "open_source"]
+__all__ = ["Item", "Listing", "Source", "locate", "open_source", "origins"]

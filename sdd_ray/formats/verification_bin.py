@@ -25,6 +25,13 @@ MAX_BIN_BYTES = 2 << 30
 """Larger files are not read; InsightFace's have some hundred megabytes."""
 
 _MEMO_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
+_LIST_OPCODES = ("EMPTY_LIST", "LIST")
+_OTHER_OPCODES = ("EMPTY_DICT", "DICT", "EMPTY_SET", "FROZENSET")
+"""Make what is in no verification set: of a byte in the file, hundreds in memory."""
+_NUM_LISTS = 2
+_FEWEST_OPCODES = 1000
+_BYTES_PER_OPCODE = 16
+"""An image takes 23 opcodes as an array and 2 as bytes, and has some thousand bytes."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +182,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _unpickled(content: bytes) -> object:
     try:
-        _check_memo(content)
+        _check_opcodes(content)
         return _Unpickler(BytesIO(content), encoding="bytes").load()
     except _UnfitError:
         raise
@@ -183,10 +190,23 @@ def _unpickled(content: bytes) -> object:
         raise _UnfitError(f"a damaged pickle: {type(error).__name__}: {error}") from error
 
 
-def _check_memo(content: bytes) -> None:
-    """Refuse places of the memo beyond what can be in use: it is an array with room for all."""
-    used = 0
-    for opcode, value, _ in pickletools.genops(content):
+def _check_opcodes(content: bytes) -> None:
+    """Refuse what takes much more memory than the file has bytes.
+
+    These are objects of which a verification set has none or few, and places of the memo beyond
+    what can be in use: it is an array with room for all.
+    """
+    used = num_lists = 0
+    most = _FEWEST_OPCODES + len(content) // _BYTES_PER_OPCODE
+    for number, (opcode, value, _) in enumerate(pickletools.genops(content)):
+        num_lists += opcode.name in _LIST_OPCODES
+        if opcode.name in _OTHER_OPCODES:
+            raise _UnfitError(f"expected lists, tuples and bytes, got {opcode.name}")
+        if num_lists > _NUM_LISTS or number >= most:
+            raise _UnfitError(
+                f"expected {_NUM_LISTS} lists and at most {most:,} opcodes in {len(content):,}"
+                " bytes, got more"
+            )
         if opcode.name in _MEMO_OPCODES:
             used += 1
             if isinstance(value, int) and value > used:

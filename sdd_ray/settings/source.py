@@ -47,7 +47,9 @@ class ListConfig:
         "identity",
     )
     """What the columns of a line hold, from the left; further ones are left alone. `landmarks`
-    takes ten. MXNet's .lst: [skip, identity, path]; InsightFace's: [skip, path, identity]."""
+    takes ten, in the order of `source.landmark_order`. MXNet's .lst: [skip, identity, path];
+    InsightFace's: [skip, path, identity], and with a box and landmarks, of order `split`, [skip,
+    path, identity, skip, skip, skip, skip, landmarks]."""
     delimiter: Literal["tab", "comma", "space", "semicolon"] | None = None
     """Between columns. Null: a tab if the first line holds one, else a comma, else white space."""
     header: bool = False
@@ -67,7 +69,8 @@ class ParquetConfig:
     identity: Text = "identity"
     """Person, a text or a whole number (`identity=label`)."""
     landmarks: Text | None = None
-    """List of ten numbers, x and y of five points; images are then aligned by them."""
+    """List of ten numbers, x and y of five points in the order of `source.landmark_order`; images
+    are then aligned by them."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -131,9 +134,16 @@ class SourceConfig:
     )
     """Files and tar members with others are no images; they are counted and left alone."""
     landmarks: Text | None = None
-    """Text file of lines `image_id x1 y1 ... x5 y5` (eyes, nose, corners of the mouth, in pixels):
-    images are warped to the ArcFace template by them. Null: images are aligned already, or their
-    format holds the points."""
+    """Text file of lines of image_id and ten numbers, x and y of eyes, nose and corners of the
+    mouth in pixels: images are warped to the ArcFace template by them. Null: images are aligned
+    already, or their format holds the points."""
+    landmark_order: Literal["interleaved", "split"] = "interleaved"
+    """How ten numbers are five points, in `landmarks` and in columns of a list or of Parquet.
+    `interleaved`: x1 y1 x2 y2 ... x5 y5, as in IJB's name_5pts_score lists. `split`: x1 x2 ... x5
+    y1 y2 ... y5, as InsightFace's .lst have them and MTCNN writes them."""
+    skip_damaged: bool = False
+    """Go on without what cannot be listed: files that are none of their kind, and the rest of
+    damaged ones. False: stop, as nobody knows how many images that is."""
     list_file: ListConfig = field(default_factory=ListConfig)
     parquet: ParquetConfig = field(default_factory=ParquetConfig)
     tar: TarConfig = field(default_factory=TarConfig)
@@ -150,12 +160,23 @@ class SourceConfig:
             )
         if self.kind == "synthetic" and self.landmarks is not None:
             raise ValueError("source.landmarks is given, but drawn faces are aligned already")
+        if self.landmark_order != "interleaved" and not self._has_landmarks:
+            raise ValueError(
+                f"source.landmark_order={self.landmark_order}, but there are no landmarks: none of"
+                " source.landmarks, source.list_file.columns and source.parquet.landmarks names any"
+            )
         allowed = _IDENTITIES[self.kind]
         if self.identity is not None and self.identity not in (*allowed, "none"):
             raise ValueError(
                 f"source.identity={self.identity} does not go with source.kind={self.kind};"
                 f" expected one of {', '.join(allowed)}"
             )
+
+    @property
+    def _has_landmarks(self) -> bool:
+        in_list = self.kind == "list" and "landmarks" in self.list_file.columns
+        in_parquet = self.kind == "parquet" and self.parquet.landmarks is not None
+        return self.landmarks is not None or in_list or in_parquet
 
     @property
     def identity_rule(self) -> str:

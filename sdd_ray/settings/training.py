@@ -18,6 +18,9 @@ from sdd_ray.settings.common import (
 )
 from sdd_ray.settings.source import SourceConfig
 
+_OF_EMBEDDING = {"flip": False, "precision": "float32", "compile": False}
+"""Options of a recogniser that say how embeddings are computed, and what each is when left out."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class NetworkConfig:
@@ -88,7 +91,8 @@ class TrainConfig:
     source: SourceConfig = field(default_factory=SourceConfig)
     """The images that were labelled."""
     recogniser: RecogniserConfig = field(default_factory=RecogniserConfig)
-    """Its weights start the backbone; `demo` or `torch`."""
+    """Its weights start the backbone; `demo` or `torch`. Training goes on in float32, so `flip`,
+    `precision` and `compile` are no options of it."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -106,6 +110,15 @@ class TrainConfig:
             raise ValueError(
                 f"recogniser.kind={self.recogniser.kind} cannot be trained further; give the same"
                 " network as PyTorch weights (recogniser.kind=torch)"
+            )
+        given = [
+            k for k, default in _OF_EMBEDDING.items() if getattr(self.recogniser, k) != default
+        ]
+        if given:
+            raise ValueError(
+                f"{', '.join(f'recogniser.{name}' for name in given)}: of no effect on training,"
+                " which takes from the recogniser its kind, path, architecture and preprocessing;"
+                " leave it out"
             )
 
 

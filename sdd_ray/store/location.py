@@ -197,6 +197,14 @@ class Location:
             raise InputError(f"cannot list the folder {self.uri}: {error}") from error
         yield from sorted(entries)
 
+    def names_below(self) -> Iterator[str]:
+        """Yield the keys of all objects below this prefix on S3, without it, in order of bytes.
+
+        Raises:
+            InputError: The prefix is missing or cannot be listed.
+        """
+        yield from s3.descendants(self._remote)
+
     def key(self) -> Hashable:
         """Return what two locations of one folder have in common, however they were reached.
 

@@ -4,7 +4,9 @@ Shapes: N images, H and W rows and columns of a decoded face, h and w of the net
 numbers in an embedding.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,9 @@ class OnnxRecogniser:
         self._weights_sha256 = onnx_digest(path)
         self._preprocessing = preprocessing
         self._flip = flip
-        self._session = OnnxSession(path, options or OnnxOptions())
+        options = options or OnnxOptions()
+        self._is_cuda = options.device == "cuda"
+        self._session = OnnxSession(path, options)
         self._session.check_input(preprocessing.height, preprocessing.width)
         if self._session.input_type == "uint8" and not _is_raw(preprocessing):
             raise ConfigError(
@@ -74,17 +78,40 @@ class OnnxRecogniser:
         Raises:
             ValueError: The images have another type or shape, or are too small.
         """
-        if not len(images):
-            return np.empty((0, self.embedding_size), np.float32)
-        if not self._flip:
-            return self._session.run(self._preprocessing.apply(images))
-        both = np.concatenate([images, images[:, :, ::-1]])
-        plain, mirrored = np.split(self._session.run(self._preprocessing.apply(both)), 2)
-        return (plain + mirrored) / np.float32(2)
+        return self._embeddings(self._inputs(images))
 
     def embed_many(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
-        """Yield the embeddings of each batch, in order; see `embed`."""
-        return map(self.embed, batches)
+        """Yield the embeddings of each batch, in order; see `embed`.
+
+        On a GPU the next batch is read, and made ready by a thread, while the network runs.
+        """
+        return self._embed_ahead(batches) if self._is_cuda else map(self.embed, batches)
+
+    def _embed_ahead(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        ahead: deque[Future[NDArray[np.float32]]] = deque()
+        with ThreadPoolExecutor(1) as thread:
+            for images in batches:
+                ahead.append(thread.submit(self._inputs, images))
+                if len(ahead) > 1:
+                    yield self._embeddings(ahead.popleft().result())
+            while ahead:
+                yield self._embeddings(ahead.popleft().result())
+
+    def _inputs(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return what the network takes for (N, H, W, 3) images; those and their mirror images."""
+        if self._flip:
+            images = np.concatenate([images, images[:, :, ::-1]])
+        return self._preprocessing.apply(images)
+
+    def _embeddings(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the (N, E) embeddings for what `_inputs` returned."""
+        if not len(inputs):
+            return np.empty((0, self.embedding_size), np.float32)
+        embeddings = self._session.run(inputs)
+        if not self._flip:
+            return embeddings
+        plain, mirrored = np.split(embeddings, 2)
+        return (plain + mirrored) / np.float32(2)
 
 
 def _is_raw(preprocessing: Preprocessing) -> bool:

@@ -21,6 +21,8 @@ _INPUT_TYPES: dict[str, type[np.float32] | type[np.float16] | type[np.uint8]] = 
     "tensor(float16)": np.float16,
     "tensor(uint8)": np.uint8,
 }
+_NO_MEMORY = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED")
+"""In the messages of onnxruntime's arena, of CUDA and of its libraries."""
 _CHANNEL_AXIS: dict[Layout, int] = {"nchw": 1, "nhwc": 3}
 
 
@@ -97,6 +99,7 @@ class OnnxSession:
 
         Raises:
             WeightsError: The network does not run, or does not give one row an input.
+            ResourceError: The memory does not suffice.
         """
         arranged = inputs if self.layout == "nchw" else inputs.transpose(0, 2, 3, 1)
         values = np.ascontiguousarray(arranged, self._type)
@@ -152,6 +155,11 @@ class OnnxSession:
         try:
             output = self._session.run([self.output], {self._name: inputs})[0]
         except Exception as error:  # as in `_start`
+            if any(mark in str(error) for mark in _NO_MEMORY):
+                raise ResourceError(
+                    f"{self._path}: the memory does not suffice for {size} images at once; lower"
+                    f" batch_size ({error})"
+                ) from error
             raise WeightsError(f"{self._path}: onnxruntime cannot run it: {error}") from error
         # Some exports keep the (1, 1) of a pooled feature map behind the embedding.
         if output.shape[:1] != (size,) or output.size != size * max(output.shape[1:2], default=0):

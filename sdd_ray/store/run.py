@@ -37,6 +37,7 @@ INCOMPLETE = "_incomplete.json"
 WORK = "_work"
 INDEX = "index.parquet"
 LISTING = "listing.json"
+BATCH_SIZE = "batch_size.json"
 REJECTS = "rejects.parquet"
 _VERSIONED = ("ray", "torch", "numpy", "pyarrow", "scipy", "onnxruntime")
 
@@ -289,7 +290,7 @@ class OutputRun:
     def _holds_no_work(self) -> bool:
         """Return whether nothing was done but to list the source."""
         names = self.output.names() + (self.work.names() if self.work.exists() else [])
-        return set(names) <= {INCOMPLETE, WORK, INDEX, LISTING}
+        return set(names) <= {INCOMPLETE, WORK, INDEX, LISTING, BATCH_SIZE}
 
     def _state(self, name: str, *keys: str) -> dict[str, Any]:
         place = self.output / name

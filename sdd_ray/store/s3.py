@@ -182,6 +182,24 @@ def children(uri: str) -> Iterator[tuple[str, bool]]:
         raise InputError(f"cannot list the folder {uri}: nothing is there")
 
 
+def descendants(uri: str) -> Iterator[str]:
+    """Yield the names of all objects below a folder, in order: a thousand by one request.
+
+    Raises:
+        InputError: The folder is missing or cannot be listed.
+        StoreError: The store does not answer.
+    """
+    start = len(_prefix(uri))
+    is_there = not start
+    for page in _pages("list the folder", uri, InputError):
+        keys = [found["Key"] for found in page.get("Contents", ())]
+        is_there = is_there or bool(keys)
+        # Some tools put an empty object in the place of a folder.
+        yield from (key[start:] for key in keys if len(key) > start and not key.endswith("/"))
+    if not is_there:
+        raise InputError(f"cannot list the folder {uri}: nothing is there")
+
+
 def remove(uri: str) -> None:
     """Remove an object if it is there.
 

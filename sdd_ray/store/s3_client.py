@@ -19,7 +19,6 @@ import botocore.session
 import urllib3.exceptions
 from botocore import exceptions
 from botocore.config import Config
-from botocore.parsers import ResponseParserError
 
 from sdd_ray.errors import ConfigError, SddError, StoreError
 
@@ -78,9 +77,7 @@ _FAILURES_THAT_PASS = (
     exceptions.ConnectionError,
     exceptions.HTTPClientError,
     exceptions.IncompleteReadError,
-    exceptions.ResponseStreamingError,
-    ResponseParserError,
-    urllib3.exceptions.HTTPError,
+    urllib3.exceptions.HTTPError,  # of TLS, within a body
     WrongAnswerError,
 )
 _FAILURES = (exceptions.BotoCoreError, exceptions.ClientError, *_FAILURES_THAT_PASS)

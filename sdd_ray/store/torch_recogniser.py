@@ -113,6 +113,8 @@ class TorchRecogniser:
 
     @torch.inference_mode()
     def _submit(self, images: NDArray[np.uint8]) -> _Output:
+        if images.dtype != np.uint8:
+            raise ValueError(f"expected uint8 pixels, got {images.dtype}")
         if not len(images):
             return _Output(torch.empty(0, self.embedding_size), None)
         try:
@@ -132,14 +134,16 @@ class TorchRecogniser:
 
     def _inputs(self, images: NDArray[np.uint8]) -> Tensor:
         """Return what the network takes, on the device, for (N, H, W, 3) images."""
-        # A copy: torch takes no mirrored views, and read-only arrays only with a warning.
-        pixels = torch.from_numpy(images.copy())
+        # Numpy copies: torch takes no mirrored views, and read-only arrays only with a warning.
+        # Pinned memory is what a GPU copies from without waiting; torch keeps it until then.
+        pixels = torch.empty(images.shape, dtype=torch.uint8, pin_memory=self._is_cuda)
+        np.copyto(pixels.numpy(), images)
         if self._copies is None:
             return self._prepared(pixels)
         # On a stream of its own: it need not wait for the network, but the network for it.
         network = torch.cuda.current_stream()
         with torch.cuda.stream(self._copies):
-            inputs = self._prepared(pixels.pin_memory().to(self._device, non_blocking=True))
+            inputs = self._prepared(pixels.to(self._device, non_blocking=True))
         network.wait_stream(self._copies)
         inputs.record_stream(network)
         return inputs

@@ -36,6 +36,7 @@ _PROGRAM_MARKS: dict[str, ProgramFormat] = {
     "constants.pkl": "TorchScript",
 }
 _COUNTER = "num_batches_tracked"  # not there in old checkpoints, and of no effect when frozen
+_DEEPEST = 4  # dicts within dicts; a damaged one may even hold itself
 _UNPACKED_LIMIT = 2  # torch.save does not compress
 _SHOWN = 3
 _HASHED_AT_ONCE = 1 << 20
@@ -216,9 +217,13 @@ def _program_in(entries: Iterable[zipfile.ZipInfo]) -> ProgramFormat | None:
 
 def _tensors(content: object, path: Path) -> dict[str, Tensor]:
     """Return the state dict in a checkpoint, which may lie under a well-known name."""
-    nest = next((n for n in _NESTS if isinstance(content, dict) and n in content), None)
-    if nest is not None and isinstance(content, dict) and isinstance(content[nest], dict):
-        return _tensors(content[nest], path)
+    for _ in range(_DEEPEST):
+        if not isinstance(content, dict):
+            break
+        nest = next((name for name in _NESTS if isinstance(content.get(name), dict)), None)
+        if nest is None:
+            break
+        content = content[nest]
     if not isinstance(content, dict) or not content:
         raise WeightsError(f"{path}: expected tensors by name, got {_kind(content)}")
     others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]

@@ -11,7 +11,10 @@ from drawn_faces import write_faces
 
 from sdd_ray import embed
 from sdd_ray.config import load_tree
+from sdd_ray.core.alignment import ARCFACE_TEMPLATE
+from sdd_ray.engine import inference
 from sdd_ray.engine.image_index import list_images
+from sdd_ray.errors import TooManyRejectsError
 from sdd_ray.formats.reading import Album
 from sdd_ray.formats.source import locate, open_source
 from sdd_ray.settings import EmbedConfig
@@ -77,7 +80,15 @@ def as_recordio(root, names, target):
     return {"kind": "recordio", "path": str(target / "faces.rec"), **options}, {}
 
 
-PACKERS = [as_tar, as_parquet, as_list, as_recordio]
+def as_bare_recordio(root, names, target):
+    """Without index and names: keys and labels are numbers."""
+    as_recordio(root, names, target)
+    (target / "faces.idx").unlink()
+    keys = {name: str(key) for key, name in enumerate(names)}
+    return {"kind": "recordio", "path": str(target / "faces.rec")}, keys
+
+
+PACKERS = [as_tar, as_parquet, as_list, as_recordio, as_bare_recordio]
 
 
 def rows_of(output):
@@ -105,7 +116,8 @@ def test_embeddings_are_those_of_the_folder(faces, by_folder, packer, tmp_path):
     assert found.keys() == {renamed.get(name, name) for name in by_folder}
     for name, wanted in by_folder.items():
         one = found[renamed.get(name, name)]
-        assert (one["identity"], one["content"]) == (wanted["identity"], wanted["content"])
+        assert int(one["identity"]) == int(wanted["identity"])
+        assert one["content"] == wanted["content"]
         np.testing.assert_allclose(one["embedding"], wanted["embedding"], atol=1e-5)
 
 
@@ -134,3 +146,77 @@ def test_second_image_of_a_key_is_set_aside(faces, tmp_path):
     total, listing = list_images(open_source(config_of(tmp_path, tree).source), 6, output)
     assert total == len(names)
     assert [(r.image_id, r.reason) for r in listing.rejects] == [(names[3], "duplicate_image_id")]
+
+
+def test_landmarks_go_with_the_images_of_packed_files(faces, by_folder, tmp_path):
+    """Those of the template leave a crop as it is; one image has none."""
+    source, renamed = as_tar(*faces, tmp_path)
+    points = " ".join(str(number) for number in ARCFACE_TEMPLATE.ravel())
+    known = sorted(renamed.values())[1:]
+    (tmp_path / "points.txt").write_text("".join(f"{name} {points}\n" for name in known))
+    source["landmarks"] = str(tmp_path / "points.txt")
+    embed.run(config_of(tmp_path / "embeddings", source, max_reject_share=0.1))
+    found = open_dataset(str(tmp_path / "embeddings"), ["embed"])
+    assert found.manifest["counts"]["rejected"] == {"no_landmarks": 1}
+    contents = {name: row["content"] for name, row in rows_of(found).items()}
+    assert contents == {
+        new: by_folder[name]["content"] for name, new in renamed.items() if new in known
+    }
+
+
+def cut(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    return whole
+
+
+def test_lost_part_of_an_archive_stops_the_run_until_it_is_mended(faces, by_folder, tmp_path):
+    source, renamed = as_tar(*faces, tmp_path)
+    shard = tmp_path / "shards" / "1.tar"
+    whole = cut(shard)
+    config = config_of(tmp_path / "embeddings", source, max_reject_share=0.5)
+    with pytest.raises(TooManyRejectsError, match=r"1 place.*1\.tar.*source\.skip_damaged=true"):
+        embed.run(config)
+    shard.write_bytes(whole)
+    embed.run(config)
+    found = open_dataset(config.output, ["embed"])
+    assert set(rows_of(found)) == set(renamed.values())
+    assert found.manifest["counts"]["rejected"] == {}
+
+
+def test_damaged_files_can_be_left_out(faces, tmp_path):
+    source, _ = as_tar(*faces, tmp_path)
+    cut(tmp_path / "shards" / "1.tar")
+    (tmp_path / "shards" / "2.tar").write_bytes(b"no archive" * 200)
+    source["skip_damaged"] = True
+    embed.run(config_of(tmp_path / "embeddings", source, max_reject_share=0.5))
+    found = open_dataset(str(tmp_path / "embeddings"), ["embed"])
+    assert found.manifest["counts"]["rejected"] == {"damaged_archive": 1, "damaged_file": 1}
+    assert 10 < found.manifest["counts"]["rows_out"] < 20
+
+
+def test_file_that_was_replaced_meanwhile_is_listed_and_embedded_again(
+    faces, by_folder, tmp_path, monkeypatch
+):
+    root, names = faces
+    source, _ = as_parquet(root, names, tmp_path)
+    config = config_of(tmp_path / "embeddings", source)
+    process = inference._process
+
+    def interrupted(*args):
+        yield next(process(*args))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "_process", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            embed.run(config)
+    # The same keys in the same rows, and the pictures of others.
+    file = tmp_path / "faces.parquet"
+    table = pq.read_table(file)
+    others = table["image"].take(pa.array(np.arange(len(names))[::-1]))
+    pq.write_table(table.set_column(0, "image", others), file, row_group_size=3)
+    embed.run(config)
+    found = rows_of(open_dataset(config.output, ["embed"]))
+    for name, other in zip(names, reversed(names), strict=True):
+        assert found[name]["content"] == by_folder[other]["content"]

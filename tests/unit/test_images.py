@@ -447,6 +447,67 @@ def test_landmarks_of_no_face_are_rejected(points, detail):
     assert caught.value.reason == "bad_landmarks"
 
 
+TEMPLATE_IN_SPACE = np.column_stack(
+    [ARCFACE_TEMPLATE - ARCFACE_TEMPLATE.mean(0), [0, 0, -28, -8, -8]]
+)
+"""Five points in x, y and depth, in pixels of a crop."""
+
+
+def _turned(rng, yaw, pitch=20, roll=20):
+    """Return landmarks, (5, 2), of a face turned by up to so many degrees, of any size and place.
+
+    Points are off by 3 pixels of a crop.
+    """
+    angles = np.radians([rng.uniform(-most, most) for most in (yaw, pitch, roll)])
+    (a, b, c), (sa, sb, sc) = np.cos(angles), np.sin(angles)
+    turn = [[a, 0, sa], [0, 1, 0], [-sa, 0, a]] @ np.array([[1, 0, 0], [0, b, -sb], [0, sb, b]])
+    flat = (TEMPLATE_IN_SPACE @ turn)[:, :2] @ [[c, -sc], [sc, c]] + rng.normal(0, 3, (5, 2))
+    return flat * rng.uniform(0.5, 2) + rng.uniform(100, 300, 2)
+
+
+def _in_another_order(points):
+    """Return the points that come of taking x1 y1 x2 ... for x1 x2 ..., and the other way round."""
+    return [points.reshape(2, 5).T, points.T.reshape(5, 2)]
+
+
+def _bad_landmarks(data, points):
+    """Return what is wrong with landmarks, or None."""
+    try:
+        decode_image(data, landmarks=points.ravel())
+    except ImageRejectedError as error:
+        return f"{error.reason}: {error.detail}"
+    return None
+
+
+def test_landmarks_in_another_order_are_noticed():
+    data = _encode(Image.new("L", (400, 400)))
+    for points in _in_another_order(ARCFACE_TEMPLATE):
+        assert "source.landmark_order" in _bad_landmarks(data, points)
+    rng = np.random.default_rng(0)
+    faces = [_turned(rng, 45) for _ in range(100)]
+    assert not any(_bad_landmarks(data, points) for points in faces)
+    for other in zip(*map(_in_another_order, faces), strict=True):
+        assert sum(_bad_landmarks(data, points) is None for points in other) <= 5
+
+
+def test_faces_in_profile_are_seldom_taken_for_another_order():
+    data = _encode(Image.new("L", (400, 400)))
+    rng = np.random.default_rng(1)
+    faces = [_turned(rng, 90, 30, 45) for _ in range(200)]
+    assert sum(_bad_landmarks(data, points) is not None for points in faces) <= 4
+
+
+@pytest.mark.parametrize(
+    ("points", "order"),
+    [([(9, 9), (9, 9), (9, 90), (90, 90), (90, 90)], 0), ([*[(9, 90), (90, 9)] * 2, (9, 90)], 1)],
+)
+def test_points_that_are_one_when_read_in_another_order(points, order):
+    points = np.array(points)
+    assert np.ptp(_in_another_order(points)[order], axis=0).tolist() == [0, 0]
+    data = _encode(Image.new("L", (112, 112)))
+    assert _bad_landmarks(data, points).startswith("bad_landmarks")
+
+
 def test_faces_at_the_corner_and_in_profile_are_kept():
     data = _encode(Image.new("RGB", (112, 112), (80, 80, 80)))
     corner = decode_image(data, landmarks=_landmarks(1, 50, 50))

@@ -49,6 +49,25 @@ def test_lines_of_all_forms(tmp_path, delimiter, score, name, end):
     assert found(table, name, name + "x") == [POINTS, None]
 
 
+@pytest.mark.parametrize("score", ["", " 0.9"])
+def test_numbers_of_either_order(tmp_path, score):
+    split = " ".join(map(str, [*POINTS[::2], *POINTS[1::2]]))
+    place = write(tmp_path, f"a {split}{score}\nb {split}{score}")
+    assert found(read_landmarks(place, "split"), "a", "b") == [POINTS, POINTS]
+    (tmp_path / "a").write_bytes(b"x")
+    wanted = {"interleaved": (*POINTS[::2], *POINTS[1::2]), "split": POINTS}
+    for order, points in wanted.items():
+        source = open_source(
+            folder_config(tmp_path, landmarks=place.uri, landmark_order=order, extensions=("a",))
+        )
+        assert [item.landmarks for item in source.items(Listing())] == [points]
+
+
+def test_an_order_without_landmarks_is_a_mistake(tmp_path):
+    with pytest.raises(ValueError, match="landmark_order=split, but there are no landmarks"):
+        folder_config(tmp_path, landmark_order="split")
+
+
 @pytest.mark.parametrize("delimiter", ["\t", ","])
 def test_a_name_that_ends_in_a_number(tmp_path, delimiter):
     lines = [delimiter.join([f"img {n}", *map(str, POINTS)]) for n in range(3)]
@@ -89,7 +108,7 @@ def test_every_name_finds_its_own_numbers(tmp_path_factory, names, data):
     [
         (b"", "got none"),
         (b"\n \n", "got none"),
-        (f"a {TEXT}\nb 1 2 3", "line 2: expected image_id x1 y1 ... x5 y5, in UTF-8, got 'b 1 2 3"),
+        (f"a {TEXT}\nb 1 2 3", "line 2: expected image_id and ten numbers, in UTF-8, got 'b 1 2 3"),
         (f"a {TEXT}\n\n{TEXT}", "line 3"),  # no name
         (f"image_id x1 y1\na {TEXT}", "line 1.*got 'image_id x1"),
         (f"a {TEXT[:-1]}x", "line 1"),

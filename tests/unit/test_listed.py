@@ -19,9 +19,9 @@ POINTS = tuple(float(n) for n in range(10))
 TEN = " ".join(map(str, range(10)))
 
 
-def list_source(path, rule=None, **layout):
-    config = ListConfig(**layout)
-    return open_source(SourceConfig(kind="list", path=str(path), identity=rule, list_file=config))
+def list_source(path, rule=None, order="interleaved", **layout):
+    options = {"list_file": ListConfig(**layout), "landmark_order": order}
+    return open_source(SourceConfig(kind="list", path=str(path), identity=rule, **options))
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,17 @@ def test_landmarks(tmp_path, line, columns):
     (tmp_path / "list").write_text(line)
     [item] = listed(list_source(tmp_path / "list", "none", columns=columns))[0]
     assert (item.file, item.landmarks) == ("a b.jpg", POINTS)
+
+
+def test_insightface_list_with_boxes_and_landmarks(tmp_path):
+    # aligned, path, label, box, and x of all five points before their y.
+    split = [*POINTS[::2], *POINTS[1::2]]
+    line = "\t".join(map(str, [0, "m/a.jpg", 7, 10, 11, 90, 91, *split]))
+    (tmp_path / "list").write_text(line + "\n")
+    columns = ("skip", "path", "identity", "skip", "skip", "skip", "skip", "landmarks")
+    for order, points in (("split", POINTS), ("interleaved", tuple(split))):
+        [item] = listed(list_source(tmp_path / "list", order=order, columns=columns))[0]
+        assert (item.file, item.identity, item.landmarks) == ("m/a.jpg", "7", points)
 
 
 @pytest.mark.parametrize(

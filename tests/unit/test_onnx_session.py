@@ -1,6 +1,7 @@
 """ONNX files: any input that an image can be, any output, and what strangers' files can hold."""
 
 import sys
+import threading
 
 import numpy as np
 import onnx_models
@@ -107,6 +108,77 @@ def test_flip_averages_with_the_mirror_image(load, images):
     both = load(content, preprocessing=narrow, flip=True)
     np.testing.assert_allclose(both.embed(images), expected, rtol=1e-4, atol=1e-3)
     assert both.describe() == {**plain.describe(), "flip": True}
+
+
+def on_a_gpu(recogniser, monkeypatch):
+    """Take the road of a GPU on a CPU."""
+    assert not recogniser._is_cuda
+    monkeypatch.setattr(recogniser, "_is_cuda", True)
+    return recogniser
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_gpu_gets_what_a_cpu_gets(load, images, monkeypatch, flip):
+    recogniser = load(channel_means(), flip=flip)
+    batches = [images[:2], images[:0], images[2:3], images[3:]]
+    expected = [recogniser.embed(batch) for batch in batches]
+    found = list(on_a_gpu(recogniser, monkeypatch).embed_many(iter(batches)))
+    for rows, same in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(rows, same)
+    assert list(recogniser.embed_many([])) == []
+
+
+def test_a_gpu_works_while_the_next_batch_is_made_ready(load, images, monkeypatch):
+    recogniser = on_a_gpu(load(channel_means()), monkeypatch)
+    run, make_inputs = recogniser._session.run, recogniser._inputs
+    running = threading.Semaphore(0)
+    taken = []
+
+    def inputs(batch):
+        taken.append(len(batch))
+        if len(taken) > 1:  # from the second on: only while the network runs
+            assert running.acquire(timeout=10)
+            made.release()
+        return make_inputs(batch)
+
+    made = threading.Semaphore(0)
+
+    def runs(values):
+        if len(values) < 3:
+            running.release()
+            assert made.acquire(timeout=10)
+        return run(values)
+
+    monkeypatch.setattr(recogniser, "_inputs", inputs)
+    monkeypatch.setattr(recogniser._session, "run", runs)
+    found = recogniser.embed_many(images[:n] for n in (1, 2, 3))
+    assert [len(rows) for rows in found] == taken == [1, 2, 3]
+
+
+def test_errors_ahead_of_a_gpu_come_in_their_place(load, images, monkeypatch):
+    recogniser = on_a_gpu(load(channel_means()), monkeypatch)
+    found = recogniser.embed_many([images[:2], images[:, :50], images])
+    assert len(next(found)) == 2
+    with pytest.raises(ValueError, match="at least 112 x 112 pixels"):
+        next(found)
+
+    def broken():
+        yield images
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="disk is gone"):
+        list(recogniser.embed_many(broken()))
+
+
+def test_embedding_ahead_may_be_given_up(load, images, monkeypatch):
+    recogniser = on_a_gpu(load(channel_means()), monkeypatch)
+    before = threading.active_count()
+    found = recogniser.embed_many([images] * 4)
+    next(found)
+    assert threading.active_count() == before + 1
+    found.close()
+    assert threading.active_count() == before
+    assert len(recogniser.embed(images)) == 7
 
 
 NORM = [node("ReduceL2", ["embedding"], ["norm"], onnx_models.integers("axes", [1]))]
@@ -219,6 +291,25 @@ def test_error_while_it_runs_names_the_file(tmp_path):
     session = OnnxSession(tmp_path / "w.onnx", OnnxOptions())
     with pytest.raises(WeightsError, match=r"w\.onnx: onnxruntime cannot run it"):
         session.run(np.zeros((1, 3, 50, 50), np.float32))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Failed to allocate memory for requested buffer of size 822083584",
+        "CUDA failure 2: out of memory ; GPU=0",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_a_gpu_that_is_too_small_is_named(load, images, monkeypatch, message):
+    class Full:
+        def run(self, *_):
+            raise RuntimeError(message)
+
+    recogniser = load(channel_means())
+    monkeypatch.setattr(recogniser._session, "_session", Full())
+    with pytest.raises(ResourceError, match=r"suffice for 7 images at once; lower batch_size"):
+        recogniser.embed(images)
 
 
 class TestExternalData:

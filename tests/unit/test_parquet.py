@@ -27,9 +27,9 @@ from sdd_ray.store.location import Location
 HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def parquet_source(path, rule=None, **columns):
-    config = ParquetConfig(**columns)
-    return open_source(SourceConfig(kind="parquet", path=str(path), identity=rule, parquet=config))
+def parquet_source(path, rule=None, order="interleaved", **columns):
+    options = {"parquet": ParquetConfig(**columns), "landmark_order": order}
+    return open_source(SourceConfig(kind="parquet", path=str(path), identity=rule, **options))
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +86,26 @@ def rejects_of(listing):
 def test_same_as_the_folder(pictures, tmp_path, wanted, kind, row_group_size):
     file = write(tmp_path, table_of(pictures, kind), row_group_size=row_group_size)
     assert faces_of(parquet_source(file, image_id="name")) == wanted
+
+
+@pytest.mark.parametrize("is_struct", [False, True])
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()], ids=str)
+def test_images_in_a_dictionary(pictures, tmp_path, wanted, kind, is_struct):
+    table = table_of(pictures, kind)
+    images = pa.concat_arrays([*table["image"].chunks, pa.array([None], kind)]).dictionary_encode()
+    if is_struct:
+        images = pa.StructArray.from_arrays([images], ["bytes"])
+    names = [*table["name"].to_pylist(), "null"]
+    people = [*table["identity"].to_pylist(), "nobody"]
+    file = write(tmp_path, {"image": images, "name": names, "identity": people}, row_group_size=3)
+    kinds = pq.read_schema(file).field("image").type
+    assert pa.types.is_dictionary(kinds.field("bytes").type if is_struct else kinds)
+    source = parquet_source(file, image_id="name")
+    *items, null = listed(source)[0]
+    found = [(i.image_id, i.identity, read_face(source, i).tobytes()) for i in items]
+    assert found == wanted
+    [error] = source.fetch([null])
+    assert error.reason == "empty"
 
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "gzip", "zstd"])
@@ -199,6 +219,8 @@ def test_landmarks(tmp_path, kind):
     file = write(tmp_path, numbered(2, points=pa.array([TEN, None], kind)))
     items, _ = listed(parquet_source(file, "none", landmarks="points"))
     assert [item.landmarks for item in items] == [tuple(TEN), None]
+    items, _ = listed(parquet_source(file, "none", "split", landmarks="points"))
+    assert items[0].landmarks == (0, 5, 1, 6, 2, 7, 3, 8, 4, 9)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +334,7 @@ def groups_of(items, source):
 
 def test_groups_are_runs_of_one_file_that_fit_in_memory():
     items = [Item(f"{f}{r}", None, f, r, 1000) for r in reversed(range(300)) for f in ("b", "a")]
-    source = ParquetSource(Location(""), None, "none", ParquetConfig())
+    source = ParquetSource(Location(""), None, "none", ParquetConfig(), "interleaved")
     groups = groups_of(items, source)
     assert [(g[0].file, g[0].offset, len(g)) for g in groups] == [
         ("a", 0, 256),

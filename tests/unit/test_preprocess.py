@@ -3,6 +3,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sdd_ray.core.preprocess import PRESETS, Preprocessing
 
@@ -59,6 +61,46 @@ def test_tensors_get_the_same_values(images, preprocessing):
     values = preprocessing.apply_tensor(torch.from_numpy(images))
     assert values.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(values.numpy(), preprocessing.apply(images), atol=1e-6)
+
+
+class _FromHost(TorchDispatchMode):
+    """Note the operations that take a tensor of the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if any(tensor.device.type == "cpu" for tensor in tensors):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_a_device_is_sent_nothing_from_the_second_batch_on(images, order):
+    """Copies from ordinary memory wait for the device; `meta` stands for a GPU."""
+    preprocessing = Preprocessing(width=100, channel_order=order, mean=(3.0, 5.0, 8.0))
+    pixels = torch.zeros(images.shape, dtype=torch.uint8, device="meta")
+    sent = []
+    for _ in range(2):
+        with _FromHost() as seen, torch.inference_mode():
+            assert preprocessing.apply_tensor(pixels).device.type == "meta"
+        sent.append(seen.found)
+    assert sent[0]
+    assert sent[1] == []
+    values = preprocessing.apply_tensor(torch.from_numpy(images))  # of the CPU are others
+    np.testing.assert_allclose(values.numpy(), preprocessing.apply(images), atol=1e-5)
+
+
+def test_values_kept_from_inference_serve_training(images):
+    preprocessing = Preprocessing(mean=(13.0, 5.0, 8.0))
+    with torch.inference_mode():
+        preprocessing.apply_tensor(torch.from_numpy(images))
+    values = preprocessing.apply_tensor(torch.from_numpy(images))
+    weight = torch.ones(3, requires_grad=True)
+    torch.autograd.backward((values * weight[:, None, None]).sum())
+    np.testing.assert_allclose(weight.grad, values.sum((0, 2, 3)), rtol=1e-4)
 
 
 def test_input_is_left_alone_and_may_be_read_only(images):

@@ -14,7 +14,7 @@ from torch import nn
 from sdd_ray.core.models import Architecture, architecture_names, build_backbone
 from sdd_ray.core.preprocess import PRESETS, Preprocessing
 from sdd_ray.errors import ConfigError, InputError, ResourceError, WeightsError
-from sdd_ray.settings import PreprocessingConfig, RecogniserConfig
+from sdd_ray.settings import PreprocessingConfig, RecogniserConfig, TrainConfig
 from sdd_ray.store.recogniser import (
     DEMO_WEIGHTS,
     RecogniserSpec,
@@ -126,6 +126,24 @@ def test_views_and_read_only_images_are_taken(spec, images):
     np.testing.assert_array_equal(recogniser.embed(images), expected)
     view = images[:, :, ::-1].copy()[:, :, ::-1]
     np.testing.assert_array_equal(recogniser.embed(view), expected)
+    wide = np.repeat(images, 2, 2)[:, :, ::2]
+    np.testing.assert_array_equal(recogniser.embed(wide), expected)
+
+
+def test_images_are_copied_once_into_memory_that_a_gpu_can_copy_from(spec, images, monkeypatch):
+    recogniser = load_recogniser(spec)
+    empty, pinned = torch.empty, []
+
+    def noting(*shape, pin_memory=False, **options):
+        pinned.append(pin_memory)
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", noting)
+    for is_cuda in (False, True):  # without a stream, as there is none here
+        monkeypatch.setattr(recogniser, "_is_cuda", is_cuda)
+        inputs = recogniser._inputs(images[:, :, ::-1])
+        np.testing.assert_allclose(inputs, NARROW.apply(images[:, :, ::-1]), atol=1e-6)
+    assert pinned == [False, True]
 
 
 def test_other_images_are_refused(spec, images):
@@ -382,6 +400,27 @@ def test_options_of_another_kind_are_refused(kind, options, kinds):
     (name,) = options
     with pytest.raises(ValidationError, match=rf"{name} goes with recogniser\.kind={kinds} only"):
         RecogniserConfig(kind=kind, path="w", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flip": True}, r"recogniser\.flip: of no effect on training"),
+        ({"precision": "float16"}, r"recogniser\.precision: of no effect"),
+        ({"compile": True, "flip": True}, r"recogniser\.flip, recogniser\.compile: of no effect"),
+        ({"kind": "onnx", "path": "w", "layout": "nchw"}, "cannot be trained further"),
+        ({"kind": "program", "path": "w", "trust": True}, "cannot be trained further"),
+    ],
+)
+def test_training_refuses_what_it_would_not_heed(options, message):
+    with pytest.raises(ValidationError, match=message):
+        TrainConfig(labels="l", output="o", recogniser=RecogniserConfig(**options))
+
+
+def test_training_takes_a_network_and_its_preprocessing():
+    heeded = {"architecture": "iresnet50", "preprocessing": PreprocessingConfig(preset="raw")}
+    recogniser = RecogniserConfig(kind="torch", path="w.pt", **heeded)
+    assert TrainConfig(labels="l", output="o", recogniser=recogniser).recogniser == recogniser
 
 
 def test_the_packaged_recogniser_describes_itself(spec, tmp_path, monkeypatch, images):

@@ -10,6 +10,8 @@ import boto3
 import numpy as np
 import pyarrow as pa
 import pytest
+import urllib3.exceptions
+from botocore.response import StreamingBody
 from drawn_faces import face
 from faulty_s3 import (
     DAMAGED,
@@ -174,6 +176,18 @@ def test_range_that_is_shorter_than_it_says_is_asked_for_again(proxy, file, way)
     proxy.add(shortened(100_000), "GET")
     with pytest.raises(InputError, match=r"the last: asked for .* got 100,000"):
         WAYS[way](file)
+
+
+def test_failure_of_encryption_within_a_body_is_asked_again(file, monkeypatch):
+    read, broken = StreamingBody.read, ["once"]
+
+    def fails_once(body, amount):
+        if broken:
+            raise urllib3.exceptions.SSLError(broken.pop())
+        return read(body, amount)
+
+    monkeypatch.setattr(StreamingBody, "read", fails_once)
+    assert file.read_bytes() == CONTENT
 
 
 def test_slow_answers_are_whole(proxy, file):

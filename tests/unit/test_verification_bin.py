@@ -6,6 +6,7 @@ import os
 import pickle
 import pickletools
 import struct
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -178,7 +179,10 @@ def test_code_is_not_run(tmp_path, protocol, place):
         Evil(io.open, str(mark), "w"),
     ):
         location = write(tmp_path / "x.bin", places(evil)[place], protocol)
-        with pytest.raises(InputError, match=r"no verification set: (the pickle asks|.* dtype O8)"):
+        with pytest.raises(
+            InputError,
+            match=r"no verification set: (the pickle asks|.* dtype O8|expected (2 )?lists)",
+        ):
             read_bin(location)
         assert not mark.exists()
         pickle.loads((tmp_path / "x.bin").read_bytes())  # noqa: S301 - it is code that runs
@@ -242,7 +246,9 @@ def test_what_is_admitted_cannot_be_changed(tmp_path, name, state):
 @pytest.mark.parametrize("protocol", [3, 5])
 def test_other_arrays_are_refused(tmp_path, array, protocol):
     location = write(tmp_path / "x.bin", ([*IMAGES[:5], array], SAME), protocol)
-    with pytest.raises(InputError, match=r"no verification set: (expected arrays|the pickle asks)"):
+    with pytest.raises(
+        InputError, match=r"no verification set: (expected (arrays|2 lists|lists)|the pickle asks)"
+    ):
         read_bin(location)
 
 
@@ -272,7 +278,9 @@ def test_arrays_that_do_not_fit_their_numbers(tmp_path, array):
     ("found", "message"),
     [
         (IMAGES, "expected a pair"),
-        ({"a": 1, "b": 2}, "expected a pair, .* got dict"),
+        ({"a": 1, "b": 2}, "expected lists, .* got EMPTY_DICT"),
+        (7, "expected a pair, .* got int"),
+        ([[], [], []], "expected 2 lists"),
         ((IMAGES, tuple(SAME)), "expected two lists, got list and tuple"),
         ((arrays()[0], SAME), "expected two lists, got Array"),
         ((IMAGES, SAME[:2]), "two images a pair, got 6 and 2 pairs"),
@@ -320,6 +328,30 @@ def test_memory_for_the_memo_is_not_taken(tmp_path, content):
     (tmp_path / "x.bin").write_bytes(content)
     with pytest.raises(InputError, match=r"place \d+ of the memo, 1 in use"):
         read_bin(Location(str(tmp_path / "x.bin")))
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "opcode", [b"}", b"(d", b"\x8f", b"(\x91", b"]", b"(l", b")\x85", b"NN\x86"]
+)
+def test_memory_for_many_objects_is_not_taken(tmp_path, opcode):
+    (tmp_path / "x.bin").write_bytes(b"\x80\x04](" + opcode * 500_000 + b"e](e\x86.")
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"no verification set: expected (2 )?lists"):
+            read_bin(Location(str(tmp_path / "x.bin")))
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("are_arrays", [False, True])
+def test_as_many_small_images_as_in_lfw(tmp_path, protocol, are_arrays):
+    images = [number.to_bytes(4, "big") * 100 for number in range(12_000)]
+    found = [np.frombuffer(image, np.uint8) for image in images] if are_arrays else images
+    write(tmp_path / "x.bin", (found, [True, False] * 3000), protocol)
+    assert read_bin(Location(str(tmp_path / "x.bin")))[0] == images
 
 
 def test_memo_of_every_writer_is_admitted(tmp_path):

@@ -69,8 +69,22 @@ def test_checkpoints_are_opened(tmp_path, suffix, nest):
 
 def test_nests_within_nests_are_opened(tmp_path):
     weights = _network().state_dict()
-    torch.save({"model": {"state_dict": weights}}, tmp_path / "w.pt")
+    content = {"model": {"state_dict": weights}}
+    torch.save(content, tmp_path / "w.pt")
     assert _same(load_weights(tmp_path / "w.pt"), weights)
+    for _ in range(3):
+        content = {"model": content}
+    torch.save(content, tmp_path / "deep.pt")
+    with pytest.raises(WeightsError, match=r"deep\.pt: .* got 1 other values \(state_dict\)"):
+        load_weights(tmp_path / "deep.pt")
+
+
+def test_a_checkpoint_that_holds_itself_is_refused(tmp_path):
+    content = {"epoch": 3}
+    content["state_dict"] = content
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"w\.pt: .* got 2 other values \(epoch, state_dict\)"):
+        load_weights(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("save", [torch.save, lambda c, p: p.write_bytes(pickle.dumps(c, 2))])
