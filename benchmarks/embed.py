@@ -12,7 +12,9 @@ All work on the same images with the same network; medians of the repeats are pr
   network) is stated apart: the rate counts from the first image to the last.
 """
 
+import dataclasses
 import multiprocessing
+import queue
 import statistics
 import sys
 import tempfile
@@ -60,7 +62,15 @@ def bare_loop(config: EmbedConfig, items: list[Item], processes: int) -> float:
     loops = [context.Process(target=_loop, args=(config, part, start, seconds)) for part in parts]
     for loop in loops:
         loop.start()
-    spans = [seconds.get() for _ in loops]
+    spans: list[tuple[float, float]] = []
+    while len(spans) < processes:
+        try:
+            spans.append(seconds.get(timeout=1))
+        except queue.Empty:
+            if any(loop.exitcode for loop in loops):
+                for loop in loops:
+                    loop.kill()  # those that are left wait for it
+                sys.exit("a process of the bare loop ended before its images did")
     for loop in loops:
         loop.join()
     return len(items) / (max(end for _, end in spans) - min(begin for begin, _ in spans))
@@ -69,7 +79,7 @@ def bare_loop(config: EmbedConfig, items: list[Item], processes: int) -> float:
 def _loop(config: EmbedConfig, items: list[Item], start, seconds) -> None:  # noqa: ANN001
     source = open_source(config.source)
     recogniser = load_recogniser(recogniser_spec(config.recogniser), threads=1)
-    size = config.batch_size or 32
+    size = config.batch_size
     start.wait()
     began = time.time()
     batch = []
@@ -87,7 +97,7 @@ def _loop(config: EmbedConfig, items: list[Item], start, seconds) -> None:  # no
 
 
 def command(config: EmbedConfig) -> dict[str, float]:
-    """Run the command; return its rate, start and idle share."""
+    """Run the command; return its rate, start and idle share, its workers and batch size."""
     started = time.perf_counter()
     with session(config.ray):
         embed.run(config)
@@ -100,11 +110,14 @@ def command(config: EmbedConfig) -> dict[str, float]:
         "start_s": whole - network["seconds"],
         "idle_share": network["idle_share"],
         "workers": network["workers"],
+        "batch_size": manifest["results"]["batch_size"],
     }
 
 
 def main() -> None:
     """Print the median rate of each way, and the ratios of the runs."""
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
     words = sys.argv[2:]
     repeats = 3
     if "--repeats" in words:
@@ -117,7 +130,8 @@ def main() -> None:
             config = load_config(EmbedConfig, sys.argv[1], [*words, f"output={folder}/{number}"])
             items = list(open_source(config.source).items(Listing()))
             ours = command(config)
-            bare = bare_loop(config, items, int(ours["workers"]))
+            same = dataclasses.replace(config, batch_size=int(ours["batch_size"]))
+            bare = bare_loop(same, items, int(ours["workers"]))
             rows.append(
                 {**ours, "bare": bare, "ratio": ours["rate"] / bare}
                 | {"script": usual_script(config, items)}

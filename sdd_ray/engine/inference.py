@@ -144,8 +144,8 @@ def _process(
     except ExecutionTimeoutError as error:
         raise SddError(
             f"no shard of {job.images_per_shard:,} images was finished for"
-            f" {patience / 3600:.1f} hours: does a worker die at one of them (see Ray's logs), or is"
-            " images_per_shard too large for this network?"
+            f" {patience / 3600:.1f} hours: does a worker die at one of them (see Ray's logs), or"
+            " is images_per_shard too large for this network?"
         ) from error
 
 

@@ -17,6 +17,7 @@ from sdd_ray.columns import IDENTITY, IMAGE_ID, PSEUDO_LABEL
 from sdd_ray.core.fitting import Batch
 from sdd_ray.core.splits import split_identities
 from sdd_ray.errors import InputError, SddError, TooManyRejectsError
+from sdd_ray.formats.images import ImageRejectedError
 from sdd_ray.formats.items import from_table
 from sdd_ray.formats.reading import read_face, read_faces, reason_of
 from sdd_ray.formats.source import Source, locate, open_source
@@ -234,7 +235,7 @@ def _probe(source: Source, table: pa.Table) -> None:
     for item in items:
         try:
             read_face(source, item)
-        except SddError as error:
+        except (ImageRejectedError, InputError) as error:
             missing.append(str(error))
     if len(missing) == len(items):
         raise InputError(

@@ -2,7 +2,7 @@
 
 A record is a magic number, the length, and the data, filled up to a multiple of four bytes; the
 data are a header with the label, and an image file. The writer takes out the magic number where it
-occurs in the data, and splits the record there.
+occurs in the data at a multiple of four bytes, and splits the record there.
 """
 
 import struct
@@ -38,29 +38,18 @@ from sdd_ray.formats.items import (
     neighbours,
     read_ranges,
 )
+from sdd_ray.formats.recordio_parts import DAMAGED, PART, Window, data_in, walk
 from sdd_ray.settings import SourceConfig
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import Reject
 
-_DAMAGED = "damaged_record"
-_MAGIC = 0xCED7230A
-_PART = struct.Struct("<II")
-"""Before each part: magic, cflag << 29 | length. Source: dmlc-core, src/recordio.cc."""
-_LENGTH_BITS = 29
-_LENGTH_MASK = (1 << _LENGTH_BITS) - 1
-_WHOLE, _START, _MIDDLE, _END = range(4)
-"""Values of cflag: a record in one part, or the parts of a split one."""
 _HEADER = struct.Struct("<IfQQ")
 """Before the image: flag, label, id, id2. Source: mxnet, python/mxnet/recordio.py, IRHeader."""
-_PART_AND_ID = struct.Struct("<II8xQ")
-"""Magic, cflag and length, and the id in the header behind them."""
-
-_LONGEST_WITHOUT_IMAGE = _PART.size + _HEADER.size + 2 * 4
+_LONGEST_WITHOUT_IMAGE = PART.size + _HEADER.size + 2 * 4
 """Bytes of the records in which InsightFace keeps ranges of keys: two labels, no image. A record of
 one label that is no longer would leave its image eight bytes, in which no format fits. The ranges
 are not looked at: they are float32, and wrong beyond 2^24 keys."""
 
-_READ_AT_ONCE = 8 << 20
 _LISTED_AT_ONCE = 1 << 16
 
 
@@ -103,8 +92,8 @@ class RecordIOSource(PackedSource):
         Records without an image are counted as ignored. With an .idx the records are not read.
 
         Raises:
-            InputError: A file cannot be read, or is not of its format; the rest of a file that ends
-                within a record is set aside instead.
+            InputError: A file cannot be read, or is not of its format; damaged places between
+                records, which are found without an .idx only, are set aside instead.
         """
         names = None if self.lst is None else _Names(self.lst)
         index = self.root / str(PurePosixPath(file).with_suffix(".idx"))
@@ -131,7 +120,7 @@ class RecordIOSource(PackedSource):
 
     def _content(self, item: Item, block: bytes) -> Content | SddError:
         try:
-            label, image = _opened(_data(block))
+            label, image = _opened(data_in(block))
             return Content(image, _person(label) if self.identity == "label" else None)
         except ImageRejectedError as error:
             return at_place(item, error)
@@ -178,7 +167,7 @@ class RecordIOSource(PackedSource):
     def _read(self, file: str, listing: Listing) -> Iterator[_Records]:
         place = self.root / file
         with place.open() as stream:
-            found = _walk(_Window(stream, place), self.keys == "id", file, listing)
+            found = walk(Window(stream, place), self.keys == "id", file, listing)
             while chunk := list(islice(found, _LISTED_AT_ONCE)):
                 keys, offsets, stops = zip(*chunk, strict=True)
                 starts = np.array(offsets, np.int64)
@@ -228,115 +217,15 @@ class _Names:
         return names
 
 
-class _Window:
-    """A file of which much is read at once, however little is asked for."""
-
-    def __init__(self, stream: pa.NativeFile, place: Location) -> None:
-        self._stream, self.place = stream, place
-        self.size = int(stream.size())
-        self._start, self._block = 0, b""
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return bytes from anywhere, fewer at the end of the file."""
-        begin = offset - self._start
-        if begin + length > len(self._block):
-            try:
-                self._block = self._stream.read_at(_READ_AT_ONCE, offset)
-            except OSError as error:
-                raise InputError(f"cannot read {self.place.uri}: {error}") from error
-            self._start, begin = offset, 0
-        return self._block[begin : begin + length]
-
-
-def _walk(
-    window: _Window, by_id: bool, file: str, listing: Listing
-) -> Iterator[tuple[int, int, int]]:
-    """Yield key, first byte and end of each record; note what lies behind the last whole one."""
-    start, key, number = -1, 0, 0
-    for offset, cflag, record_id, stop in _parts(window):
-        if start < 0:
-            start, key = offset, record_id if by_id else number
-        if stop > window.size:
-            break
-        if cflag in (_WHOLE, _END):
-            yield key, start, stop
-            start, number = -1, number + 1
-    if start >= 0:
-        detail = (
-            f"the record at byte {start:,} leads beyond the end of the file at {window.size:,};"
-            f" only the {number:,} records before it can be used"
-        )
-        listing.rejects.append(Reject(file, _DAMAGED, detail))
-
-
-def _parts(window: _Window) -> Iterator[tuple[int, int, int, int]]:
-    """Yield first byte, cflag, id and end of each part up to the first that leads beyond the end.
-
-    The id is of use in first parts only.
-    """
-    offset, allowed = 0, (_WHOLE, _START)
-    while offset < window.size:
-        head = window.read(offset, _PART_AND_ID.size)
-        if len(head) < _PART.size:
-            yield offset, _WHOLE, 0, offset + _PART.size
-            return
-        magic, packed, record_id = _PART_AND_ID.unpack(head.ljust(_PART_AND_ID.size, b"\0"))
-        cflag = packed >> _LENGTH_BITS
-        if magic != _MAGIC or cflag not in allowed:
-            raise InputError(
-                f"{window.place.uri}: no RecordIO file, or damaged: expected a record at byte"
-                f" {offset:,} ({_MAGIC:#x}, cflag {allowed[0]} or {allowed[1]}), got {magic:#x},"
-                f" cflag {cflag}"
-            )
-        stop = offset + _PART.size + _padded(packed & _LENGTH_MASK)
-        yield offset, cflag, record_id, stop
-        offset, allowed = stop, _following(cflag)
-
-
-def _following(cflag: int) -> tuple[int, int]:
-    return (_MIDDLE, _END) if cflag in (_START, _MIDDLE) else (_WHOLE, _START)
-
-
-def _padded(length: int) -> int:
-    return (length + 3) & ~3
-
-
-def _data(block: bytes) -> bytes:
-    """Return the data of the record that a block begins with; more may follow it."""
-    parts: list[bytes] = []
-    at, allowed = 0, (_WHOLE, _START)
-    while True:
-        if at + _PART.size > len(block):
-            raise ImageRejectedError(_DAMAGED, f"expected a part, got the end after {len(parts)}")
-        magic, packed = _PART.unpack_from(block, at)
-        cflag, length = packed >> _LENGTH_BITS, packed & _LENGTH_MASK
-        if magic != _MAGIC or cflag not in allowed:
-            raise ImageRejectedError(
-                _DAMAGED,
-                f"expected {_MAGIC:#x} and cflag {allowed[0]} or {allowed[1]}, got {magic:#x} and"
-                f" cflag {cflag}",
-            )
-        at += _PART.size
-        if at + length > len(block):
-            reason = "too_large" if at + length > MAX_FILE_BYTES else _DAMAGED
-            raise ImageRejectedError(
-                reason, f"expected {length:,} bytes of data, got {len(block) - at:,}"
-            )
-        parts.append(block[at : at + length])
-        if cflag in (_WHOLE, _END):
-            return struct.pack("<I", _MAGIC).join(parts)
-        at, allowed = at + _padded(length), _following(cflag)
-
-
 def _opened(data: bytes) -> tuple[float, bytes]:
     """Return the first label and the image file in the data of a record."""
     if len(data) < _HEADER.size:
-        raise ImageRejectedError(_DAMAGED, f"expected a header, got {len(data)} bytes")
+        raise ImageRejectedError(DAMAGED, f"expected a header, got {len(data)} bytes")
     # Without flag the label is in the header, else there are that many behind it.
     flag, label, _, _ = _HEADER.unpack_from(data)
     start = _HEADER.size + 4 * flag
     if start > len(data):
-        raise ImageRejectedError(_DAMAGED, f"expected {flag:,} labels, got {len(data)} bytes")
+        raise ImageRejectedError(DAMAGED, f"expected {flag:,} labels, got {len(data)} bytes")
     if flag:
         (label,) = struct.unpack_from("<f", data, _HEADER.size)
     return label, data[start:]

@@ -118,7 +118,7 @@ class TrainConfig:
             raise ValueError(
                 f"{', '.join(f'recogniser.{name}' for name in given)}: of no effect on training,"
                 " which takes from the recogniser its kind, path, architecture and preprocessing;"
-                " leave it out"
+                " leave that out"
             )
 
 

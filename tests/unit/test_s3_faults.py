@@ -283,6 +283,11 @@ def test_listing_of_several_pages(proxy, folder, monkeypatch):
     assert folder.names() == ["a", "b", "c", "d", "e f+%", "é"]
     assert proxy.count("", "GET") == 3
     assert proxy.count("503") == 2
+    proxy.clear()
+    proxy.add(cut_answer(300), "GET", "continuation-token", times=1)
+    below = ["a", "b/1", "b/2", "c", "d/1", "e f+%", "é"]
+    assert list(folder.names_below()) == below
+    assert proxy.count("cut_answer") == 3
 
 
 def test_removing_under_faults(proxy, folder, monkeypatch):
