@@ -9,7 +9,10 @@ All work on the same images with the same network; medians of the repeats are pr
 - the bare loop: as many processes of one thread each as the command has workers, each with its
   share of the images, our decoder, the network on batches; nothing is written;
 - the command: Ray Data and its actors, Parquet written. Its start (Ray, actors, loading the
-  network) is stated apart: the rate counts from the first image to the last.
+  network) is stated apart.
+
+Rates count from the first image of each worker or process to its last; `rate_of_all` from the first
+image of all to the last, so that it also shows workers that start late or end early.
 """
 
 import dataclasses
@@ -73,7 +76,7 @@ def bare_loop(config: EmbedConfig, items: list[Item], processes: int) -> float:
                 sys.exit("a process of the bare loop ended before its images did")
     for loop in loops:
         loop.join()
-    return len(items) / (max(end for _, end in spans) - min(begin for begin, _ in spans))
+    return len(items) * processes / sum(end - begin for begin, end in spans)
 
 
 def _loop(config: EmbedConfig, items: list[Item], start, seconds) -> None:  # noqa: ANN001
@@ -106,7 +109,8 @@ def command(config: EmbedConfig) -> dict[str, float]:
     network = manifest["results"]["network"]
     images = manifest["counts"]["rows_in"]
     return {
-        "rate": images / network["seconds"],
+        "rate": images * network["workers"] / network["worker_s"],
+        "rate_of_all": images / network["seconds"],
         "start_s": whole - network["seconds"],
         "idle_share": network["idle_share"],
         "workers": network["workers"],

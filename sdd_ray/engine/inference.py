@@ -212,7 +212,11 @@ def _num_decoders(resources: PoolResources, workers: int) -> int:
 
 
 def _network_use(uses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return how much of the time between its first and its last shard the network worked."""
+    """Return how the networks were used, in seconds and as a share.
+
+    `seconds` is from the first image of all to the last, `worker_s` the same of each worker, added
+    up, `busy_s` what the networks worked of that, `idle_share` the rest.
+    """
     by_worker: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for use in uses:
         by_worker[use["worker"]].append(use)
@@ -221,6 +225,7 @@ def _network_use(uses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "workers": len(by_worker),
         "seconds": round(_span(uses), 2),
+        "worker_s": round(sum(spans), 2),
         "busy_s": round(busy, 2),
         "idle_share": round(max(0.0, 1 - busy / sum(spans)), 3) if sum(spans) > 0 else None,
     }

@@ -1,6 +1,7 @@
-"""Index files of packed formats: text with a line a record, which says where the record lies.
+"""What packed formats have in common: their files, keys, and index files.
 
-They have up to tens of millions of lines, which are read as columns and never as Python objects.
+An index is a text with a line a record, which says where the record lies. They have up to tens of
+millions of lines, which are read as columns and never as Python objects.
 
 Shapes: N records of one file.
 """
@@ -15,13 +16,39 @@ from pyarrow import csv
 
 from sdd_ray.errors import InputError
 from sdd_ray.formats.images import ImageRejectedError
-from sdd_ray.formats.items import MAX_FILE_BYTES, Item
+from sdd_ray.formats.items import MAX_FILE_BYTES, Item, files_at
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import Reject
 
 _HEAD_BYTES = 64 << 10
 _READ_AT_ONCE = 8 << 20
 _SHOWN_CHARACTERS = 80
+
+
+def place_of(path: Location, suffix: str) -> tuple[Location, str | None]:
+    """Return the folder of one format's files, and the name of the file if the path is only one.
+
+    Raises:
+        InputError: Nothing is at the path.
+    """
+    if path.is_folder():
+        return path, None
+    root, [only] = files_at(path, suffix)
+    return root, only
+
+
+def files_of(root: Location, only: str | None, suffix: str) -> list[str]:
+    """Return the names of the files that `place_of` speaks of, sorted.
+
+    Raises:
+        InputError: There is none.
+    """
+    return files_at(root, suffix)[1] if only is None else [only]
+
+
+def image_id_of(key: str, file: str, only: str | None) -> str:
+    """Return the image_id of a key in a file: the key alone if the source is only that file."""
+    return f"{file}/{key}" if only is None else key
 
 
 def read_columns(place: Location, kinds: Mapping[str, pa.DataType | None]) -> pa.Table:

@@ -62,12 +62,14 @@ class ListSource:
         Raises:
             InputError: The list cannot be read, or is in UTF-16.
         """
-        columns = None
+        columns, has_begun = None, False
         for number, line in self._lines():
             is_header = self.layout.header and number == 1
-            if not is_header and (not line.strip() or line.startswith(b"#")):
+            is_remark = not has_begun and line.startswith(b"#")  # later it begins a path
+            if not is_header and (is_remark or not line.strip()):
                 listing.ignored_files += 1
                 continue
+            has_begun = not is_header
             try:
                 text = _text(line)
                 columns = columns or _Columns(self.layout, text)

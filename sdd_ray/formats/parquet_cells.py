@@ -2,12 +2,14 @@
 
 Whoever wants a row must read the column from the start of its row group. So what was opened stays
 open for a while: a reader waits where it stopped and goes on from there when rows behind it are
-asked for, be it by another thread.
+asked for, be it by another thread. And threads that want rows of one row group stand in line by
+these rows, and read it once: taking images out of pages is quick beside decoding them.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from threading import Lock
+from dataclasses import dataclass
+from threading import Condition
 
 import pyarrow as pa
 
@@ -26,7 +28,7 @@ _MOST_ROWS = 256
 
 
 def read_cells(
-    place: Location, name: str, rows: Sequence[int], mean_bytes: int
+    place: Location, name: str, rows: Sequence[int], mean_bytes: Sequence[int]
 ) -> dict[int, Content | SddError]:
     """Return what is in some cells, or why it cannot be used.
 
@@ -34,7 +36,8 @@ def read_cells(
         place: The file.
         name: Of the column with images.
         rows: Numbers of rows, rising; at least one.
-        mean_bytes: Of an image.
+        mean_bytes: Of an image in the row group of each row. Where two are equal, the row group is
+            taken to be the same one: if it is not, threads wait in vain.
 
     Returns:
         The images by row, without those that are not there.
@@ -42,17 +45,21 @@ def read_cells(
     Raises:
         InputError: The file cannot be read, or has no such column.
     """
-    reader = _taken(place.uri, name, rows[0]) or _Reader(place, name)
-    found = reader.read(rows, min(max(_DECODED_BYTES // max(mean_bytes, 1), 1), _MOST_ROWS))
-    _keep(reader)
-    return found
+    at_once = _DECODED_BYTES // max(sum(mean_bytes) // len(rows), 1)
+    turn = _Turn((place.uri, name), rows[0], rows[-1], mean_bytes[0], mean_bytes[-1])
+    reader = _begun(turn)
+    try:
+        reader = reader or _Reader(place, name)
+        return reader.read(rows, min(max(at_once, 1), _MOST_ROWS))
+    finally:
+        _end(turn, reader)
 
 
 class _Reader:
     """Reads the images of one file, best in rising order."""
 
     def __init__(self, place: Location, name: str) -> None:
-        self.uri, self.name = place.uri, name
+        self.uri, self.column = place.uri, (place.uri, name)
         self.row = 0  # the first of the cells at hand; those before it have gone by
         self._file = ImageFile(place, pre_buffer=False)
         self._column = self._file.image(name)
@@ -91,14 +98,41 @@ class _Reader:
                 raise InputError(f"{self.uri} is damaged: it has no row {row:,}")
 
 
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    """Rows of a column that a thread wants to read, or reads.
+
+    Attributes:
+        column: File and name.
+        first: The first row.
+        last: The last row.
+        first_group: What is the same for all rows of the row group of the first row.
+        last_group: The same for the last row.
+    """
+
+    column: tuple[str, str]
+    first: int
+    last: int
+    first_group: int
+    last_group: int
+
+    def follows(self, other: "_Turn") -> bool:
+        """Return whether the other one leads up to the first row, in its row group."""
+        is_near = other.column == self.column and other.last_group == self.first_group
+        return is_near and other.last < self.first
+
+
 _waiting: list[_Reader] = []
-_lock = Lock()
+_turns: list[_Turn] = []  # in line or reading; those that lead up to others go before them
+_changed = Condition()
 
 
-def _taken(uri: str, name: str, row: int) -> _Reader | None:
-    """Return the waiting reader that is closest before a row."""
-    with _lock:
-        fit = [r for r in _waiting if (r.uri, r.name) == (uri, name) and r.row <= row]
+def _begun(turn: _Turn) -> _Reader | None:
+    """Wait for those before; return the waiting reader that is closest before the first row."""
+    with _changed:
+        _turns.append(turn)
+        _changed.wait_for(lambda: not any(map(turn.follows, _turns)))
+        fit = [r for r in _waiting if r.column == turn.column and r.row <= turn.first]
         if not fit:
             return None
         reader = max(fit, key=lambda reader: reader.row)
@@ -106,11 +140,13 @@ def _taken(uri: str, name: str, row: int) -> _Reader | None:
         return reader
 
 
-def _keep(reader: _Reader) -> None:
-    with _lock:
-        _waiting.append(reader)
+def _end(turn: _Turn, reader: _Reader | None) -> None:
+    with _changed:
+        _turns.remove(turn)
+        _waiting.extend([reader] if reader else [])
         oldest = _waiting[:-_MOST_WAITING]
         del _waiting[:-_MOST_WAITING]
+        _changed.notify_all()
     for other in oldest:
         other.close()
 

@@ -22,8 +22,11 @@ from sdd_ray.formats.images import ImageRejectedError
 from sdd_ray.formats.indexed import (
     at_place,
     beyond_end,
+    files_of,
     first_row,
+    image_id_of,
     not_there,
+    place_of,
     read_columns,
     size_of,
     spans,
@@ -34,7 +37,6 @@ from sdd_ray.formats.items import (
     Item,
     Listing,
     PackedSource,
-    files_at,
     neighbours,
     read_ranges,
 )
@@ -68,23 +70,25 @@ class RecordIOSource(PackedSource):
 
     Attributes:
         root: Folder of the files.
-        names: Of the files.
-        is_folder: Whether the source is that folder: image_ids begin with the name of the file.
+        only: Name of the file, if the source is one file; keys do not begin with its name.
         identity: `label`, `first_folder`, `parent_folder` or `none`.
         keys: Key of a record in a file without .idx, `id` or `number`.
         lst: The .lst that names the images by key; None: they are named by their keys.
     """
 
     root: Location
-    names: tuple[str, ...]
-    is_folder: bool
+    only: str | None
     identity: str
     keys: str
     lst: Location | None
 
     def files(self) -> list[str]:
-        """Return the names of the record files, sorted."""
-        return list(self.names)
+        """Return the names of the record files, sorted.
+
+        Raises:
+            InputError: There is none.
+        """
+        return files_of(self.root, self.only, ".rec")
 
     def scan(self, file: str, listing: Listing) -> Iterator[Item]:
         """Yield the images of one file in the order in which they lie there.
@@ -147,7 +151,7 @@ class RecordIOSource(PackedSource):
             yield Item(image_id, person, file, offset, length)
 
     def _image_id(self, file: str, key: int) -> str:
-        return f"{file}/{key}" if self.is_folder else str(key)
+        return image_id_of(str(key), file, self.only)
 
     def _indexed(self, index: Location, file: str, listing: Listing) -> Iterator[_Records]:
         table = read_columns(index, {"key": pa.uint64(), "offset": pa.uint64()})
@@ -179,20 +183,21 @@ def open_recordio(config: SourceConfig, path: Location) -> RecordIOSource:
     """Return the source of one record file, or of all in a folder.
 
     Raises:
-        InputError: There is none.
+        InputError: Nothing is at the path, or a list of names is given and there is no file.
         ConfigError: A list of names is given for several files.
     """
     if path.uri.endswith((".idx", ".lst")):
         raise InputError(f"source.path: expected the .rec beside it, got {path.uri}")
-    root, files = files_at(path, ".rec")
-    options = config.recordio
-    if options.names is not None and len(files) > 1:
-        raise ConfigError(
-            f"source.recordio.names: a list names the records of one file, but {path.uri} holds"
-            f" {len(files)}; give one of them as source.path"
-        )
-    lst = None if options.names is None else Location(options.names).absolute()
-    return RecordIOSource(root, tuple(files), root == path, config.identity_rule, options.keys, lst)
+    root, only = place_of(path, ".rec")
+    options, lst = config.recordio, None
+    if options.names is not None:
+        lst, number = Location(options.names).absolute(), len(files_of(root, only, ".rec"))
+        if number > 1:
+            raise ConfigError(
+                f"source.recordio.names: a list names the records of one file, but {path.uri} holds"
+                f" {number}; give one of them as source.path"
+            )
+    return RecordIOSource(root, only, config.identity_rule, options.keys, lst)
 
 
 class _Names:

@@ -28,7 +28,7 @@ def open_source(config: SourceConfig) -> Source:
     source = _KINDS[config.kind](config, Location(config.path or "").absolute())
     if config.landmarks is None:
         return source
-    return WithLandmarks(source, Location(config.landmarks).absolute())
+    return WithLandmarks(source, Location(config.landmarks).absolute(), config.landmark_order)
 
 
 def _folder(config: SourceConfig, path: Location) -> Source:
@@ -89,7 +89,12 @@ def origins(source: Source) -> list[Location]:
         return [source.path]
     if isinstance(source, TFRecordSource):
         return [source.indexes / name for name in source.files()]
-    if isinstance(source, (BinSource, ParquetSource, RecordIOSource, TarSource)):
+    if isinstance(source, RecordIOSource):
+        records = [source.root / name for name in source.files()]
+        indexes = [Location(place.uri.removesuffix(".rec") + ".idx") for place in records]
+        lists = [] if source.lst is None else [source.lst]
+        return [*records, *(place for place in indexes if place.exists()), *lists]
+    if isinstance(source, (BinSource, ParquetSource, TarSource)):
         return [source.root / name for name in source.files()]
     return []
 

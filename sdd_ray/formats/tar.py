@@ -8,14 +8,13 @@ from io import BufferedReader
 
 from sdd_ray.errors import InputError, SddError
 from sdd_ray.formats.folder import person_in
-from sdd_ray.formats.indexed import not_there
+from sdd_ray.formats.indexed import files_of, image_id_of, not_there, place_of
 from sdd_ray.formats.items import (
     MAX_FILE_BYTES,
     Content,
     Item,
     Listing,
     PackedSource,
-    files_at,
     neighbours,
     read_ranges,
 )
@@ -55,7 +54,7 @@ class TarSource(PackedSource):
         Raises:
             InputError: There is none.
         """
-        return [self.only] if self.only is not None else files_at(self.root, ".tar")[1]
+        return files_of(self.root, self.only, ".tar")
 
     def scan(self, file: str, listing: Listing) -> Iterator[Item]:
         """Yield the images of one archive as they lie there; what cannot be used is set aside.
@@ -142,7 +141,7 @@ class TarSource(PackedSource):
         return self.identity == "label" and extension.lower() == self.label.label.lower()
 
     def _image_id(self, file: str, name: str) -> str:
-        return name if self.only is not None else f"{file}/{name}"
+        return image_id_of(name, file, self.only)
 
 
 def open_tar(config: SourceConfig, path: Location) -> TarSource:
@@ -151,9 +150,7 @@ def open_tar(config: SourceConfig, path: Location) -> TarSource:
     Raises:
         InputError: Nothing is at the path.
     """
-    root, only = path, None
-    if not path.is_folder():
-        root, [only] = files_at(path, ".tar")
+    root, only = place_of(path, ".tar")
     extensions = tuple(extension.lower() for extension in config.extensions)
     return TarSource(root, only, config.identity_rule, extensions, config.tar)
 

@@ -18,8 +18,10 @@ from sdd_ray.formats.images import ImageRejectedError
 from sdd_ray.formats.indexed import (
     at_place,
     beyond_end,
+    files_of,
     first_row,
     not_there,
+    place_of,
     read_columns,
     size_of,
     spans,
@@ -30,7 +32,6 @@ from sdd_ray.formats.items import (
     Item,
     Listing,
     PackedSource,
-    files_at,
     neighbours,
     read_ranges,
 )
@@ -63,21 +64,25 @@ class TFRecordSource(PackedSource):
 
     Attributes:
         indexes: Folder of the index files.
-        names: Of the index files.
+        only: Name of the index file, if the source is one.
         root: Folder of the record files; None: each index lies there.
         identity: `label` or `none`.
         image: Feature that holds the image file.
     """
 
     indexes: Location
-    names: tuple[str, ...]
+    only: str | None
     root: Location | None
     identity: str
     image: str
 
     def files(self) -> list[str]:
-        """Return the names of the index files, sorted."""
-        return list(self.names)
+        """Return the names of the index files, sorted.
+
+        Raises:
+            InputError: There is none.
+        """
+        return files_of(self.indexes, self.only, ".index")
 
     def scan(self, file: str, listing: Listing) -> Iterator[Item]:
         """Yield the images of one index by record file and place; the records are not read.
@@ -153,12 +158,12 @@ def open_tfrecord(config: SourceConfig, path: Location) -> TFRecordSource:
     """Return the source of the records that one index names, or all indexes in a folder.
 
     Raises:
-        InputError: There is no index.
+        InputError: Nothing is at the path.
     """
-    indexes, names = files_at(path, ".index")
+    indexes, only = place_of(path, ".index")
     options = config.tfrecord
     root = None if options.root is None else Location(options.root).absolute()
-    return TFRecordSource(indexes, tuple(names), root, config.identity_rule, options.image)
+    return TFRecordSource(indexes, only, root, config.identity_rule, options.image)
 
 
 def _masked_crc32c(data: bytes) -> int:

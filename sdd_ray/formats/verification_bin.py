@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdd_ray.errors import InputError, SddError
-from sdd_ray.formats.indexed import not_there
-from sdd_ray.formats.items import Content, Item, Listing, PackedSource, files_at
+from sdd_ray.formats.indexed import files_of, image_id_of, not_there, place_of
+from sdd_ray.formats.items import Content, Item, Listing, PackedSource
 from sdd_ray.settings import SourceConfig
 from sdd_ray.store.location import Location
 
@@ -40,17 +40,19 @@ class BinSource(PackedSource):
 
     Attributes:
         root: Folder of the files.
-        names: Of the files.
-        is_folder: Whether the source is that folder: image_ids begin with the name of the file.
+        only: Name of the file, if the source is one file; keys do not begin with its name.
     """
 
     root: Location
-    names: tuple[str, ...]
-    is_folder: bool
+    only: str | None
 
     def files(self) -> list[str]:
-        """Return the names of the files, sorted."""
-        return list(self.names)
+        """Return the names of the files, sorted.
+
+        Raises:
+            InputError: There is none.
+        """
+        return files_of(self.root, self.only, ".bin")
 
     def scan(self, file: str, listing: Listing) -> Iterator[Item]:  # noqa: ARG002
         """Yield the images of one file, two a pair; the offset is the number of the image.
@@ -58,9 +60,8 @@ class BinSource(PackedSource):
         Raises:
             InputError: The file cannot be read, or is no verification set.
         """
-        prefix = f"{file}/" if self.is_folder else ""
         for number in range(len(_images(self.root / file))):
-            yield Item(f"{prefix}{number:06d}", None, file, number)
+            yield Item(image_id_of(f"{number:06d}", file, self.only), None, file, number)
 
     def groups(self, items: Sequence[Item]) -> list[list[int]]:
         """Return one group a file, which can only be read as a whole."""
@@ -89,10 +90,9 @@ def open_bin(_: SourceConfig, path: Location) -> BinSource:
     """Return the source of one verification set, or of all in a folder.
 
     Raises:
-        InputError: There is none.
+        InputError: Nothing is at the path.
     """
-    root, names = files_at(path, ".bin")
-    return BinSource(root, tuple(names), root == path)
+    return BinSource(*place_of(path, ".bin"))
 
 
 def read_bin(location: Location) -> tuple[list[bytes], NDArray[np.bool_]]:

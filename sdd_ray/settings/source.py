@@ -40,7 +40,11 @@ class SyntheticConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ListConfig:
-    """A text file with one line an image (`source.kind=list`)."""
+    """A text file with one line an image (`source.kind=list`).
+
+    Empty lines, and lines before the first image that begin with `#`, are no images; they are
+    counted as ignored files.
+    """
 
     columns: tuple[Literal["path", "identity", "image_id", "landmarks", "skip"], ...] = (
         "path",

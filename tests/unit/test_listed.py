@@ -168,11 +168,15 @@ def test_what_is_between_columns(items_of, content, delimiter, files):
 
 
 def test_blank_lines_comments_header_and_mark(items_of):
-    content = "\ufeffpath,person\n#x,1\n\n  \na,1\r\n #b,2\n# c,3"
+    content = "\ufeffpath,person\n#x,1\n\n  \na,1\r\n #b,2\n#c,3"
     found, rejects, ignored = items_of(content, header=True)
-    assert found == [("a", "a", "1"), ("#b", "#b", "2")]
-    assert (rejects, ignored) == ([], 4)
-    assert [file for file, *_ in items_of(content)[0]] == ["path", "a", "#b"]
+    assert found == [("a", "a", "1"), ("#b", "#b", "2"), ("#c", "#c", "3")]
+    assert (rejects, ignored) == ([], 3)
+    assert [file for file, *_ in items_of(content)[0]] == ["path", "#x", "a", "#b", "#c"]
+    assert items_of("# one\n\n#two\n#c,3\na,1\n#d,2")[::2] == (
+        [("a", "a", "1"), ("#d", "#d", "2")],
+        4,
+    )
     assert items_of("# path,person\na,1\n", header=True)[::2] == ([("a", "a", "1")], 0)
     assert items_of("", header=True) == ([], [], 0)
 
@@ -243,7 +247,7 @@ def test_columns_must_make_sense(items_of, columns):
 )
 def test_bad_line(items_of, line, columns):
     good = "a.jpg\t" + "\t".join("1" * 11)
-    found, rejects, _ = items_of(f"{good}\n# note\n{line}\n{good}\n", "none", columns=columns)
+    found, rejects, _ = items_of(f"{good}\n\n{line}\n{good}\n", "none", columns=columns)
     assert [file for file, *_ in found] == ["a.jpg", "a.jpg"]
     assert rejects == [("line 3", "bad_line")]
 

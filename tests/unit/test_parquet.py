@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -342,6 +343,11 @@ def test_groups_are_runs_of_one_file_that_fit_in_memory():
         ("b", 0, 256),
         ("b", 256, 44),
     ]
+    # Where the mean size changes another row group begins; small ones are taken together.
+    uneven = [items[2 * row]._replace(offset=row, length=1000 + row // 100) for row in range(300)]
+    assert [len(group) for group in groups_of(uneven, source)] == [100, 100, 100]
+    small = [item._replace(length=1000 + item.offset // 10) for item in uneven]
+    assert [len(group) for group in groups_of(small, source)] == [70, 70, 70, 70, 20]
     large = [item._replace(length=10 << 20) for item in items[:10]]
     assert [len(group) for group in groups_of(large, source)] == [3, 2, 3, 2]
 
@@ -379,6 +385,44 @@ def test_shards_of_one_row_group_are_read_in_one_pass(tmp_path, opened_groups):
     for start in range(0, 3000, 700):
         fetched(source, items[start : start + 700])
     assert opened_groups == ["file", 0]
+
+
+def test_threads_read_a_row_group_once_and_in_order(tmp_path, opened_groups, monkeypatch):
+    source = parquet_source(write(tmp_path, numbered(1200)), "none")
+    parts = [listed(source)[0][start : start + 100] for start in range(0, 1200, 100)]
+    begun, read = [], parquet_cells._Reader.read
+
+    def wait_for(number):
+        until = time.monotonic() + 10
+        while len(parquet_cells._turns) < number and time.monotonic() < until:
+            time.sleep(0.001)
+
+    def noted(self, rows, at_once):
+        begun.append(rows[0])
+        if len(begun) == 1:
+            wait_for(len(parts))
+        return read(self, rows, at_once)
+
+    monkeypatch.setattr(parquet_cells._Reader, "read", noted)
+    with ThreadPoolExecutor(len(parts)) as threads:
+        first = threads.submit(fetched, source, parts[0])
+        wait_for(1)
+        others = random.Random(0).sample(parts[1:], len(parts) - 1)
+        list(threads.map(lambda part: fetched(source, part), others))
+    first.result()
+    assert begun == list(range(0, 1200, 100))
+    assert opened_groups == ["file", 0]
+
+
+def test_nobody_waits_for_one_who_failed(tmp_path):
+    source = parquet_source(write(tmp_path, numbered(1000)), "none")
+    items = listed(source)[0]
+    (tmp_path / "a.parquet").write_bytes(b"x")
+    with ThreadPoolExecutor(8) as threads:
+        parts = [items[start : start + 100] for start in range(0, 1000, 100)]
+        done = [threads.submit(source.fetch, part) for part in parts]
+        assert all(isinstance(one.exception(20), InputError) for one in done)
+    assert parquet_cells._turns == []
 
 
 def test_only_row_groups_that_are_needed_are_read(tmp_path, opened_groups):

@@ -387,7 +387,7 @@ def test_missing_files(tmp_path):
     with pytest.raises(InputError, match="nothing is at"):
         source(tmp_path / "x.bin")
     with pytest.raises(InputError, match=r"no \*\.bin file"):
-        source(tmp_path)
+        source(tmp_path).files()
     write(tmp_path / "x.bin", (IMAGES, SAME))
     images = source(tmp_path / "x.bin")
     (tmp_path / "x.bin").unlink()
