@@ -1,6 +1,7 @@
 """Where images come from: the source that a configuration describes, and images by their keys."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -8,9 +9,10 @@ import pyarrow.compute as pc
 
 from sdd_ray import columns
 from sdd_ray.columns import IMAGE_ID
+from sdd_ray.errors import InputError
 from sdd_ray.formats.drawn import SyntheticSource
 from sdd_ray.formats.folder import FolderSource
-from sdd_ray.formats.items import Item, Listing, Source, to_table
+from sdd_ray.formats.items import Item, Listing, PackedSource, Source, to_table
 from sdd_ray.formats.landmarks import WithLandmarks
 from sdd_ray.formats.listed import ListSource, open_list
 from sdd_ray.formats.parquet import ParquetSource, open_parquet
@@ -55,7 +57,8 @@ def locate(source: Source, image_ids: pa.ChunkedArray) -> pa.Table:
     """Return the items of some images, as a table of `columns.INDEX` in the order of the keys.
 
     Keys that the source does not hold have a null `file`, and fetching them says that they are not
-    there. A source whose keys lead to their images by themselves is not listed.
+    there. A source whose keys lead to their images by themselves is not listed. Packed files that
+    cannot be listed are passed over: embed and score stop at them, unless they are told not to.
 
     Raises:
         InputError: The source cannot be listed.
@@ -71,11 +74,20 @@ def locate(source: Source, image_ids: pa.ChunkedArray) -> pa.Table:
     if not source.needs_listing:
         return table
     wanted = set(keys.to_pylist())
-    found = to_table(item for item in source.items(Listing()) if item.image_id in wanted)
+    found = to_table(item for item in _listed(source) if item.image_id in wanted)
     place = pc.index_in(keys, found[IMAGE_ID].combine_chunks())
     # A key that is not there takes the row of its own that says so.
     own = pa.array(np.arange(len(keys)) + found.num_rows)
     return pa.concat_tables([found, table]).take(pc.coalesce(pc.cast(place, pa.int64()), own))
+
+
+def _listed(source: Source) -> Iterator[Item]:
+    if not isinstance(source, PackedSource):
+        yield from source.items(Listing())
+        return
+    for file in source.files():
+        with suppress(InputError):
+            yield from source.scan(file, Listing())
 
 
 _KINDS_OF_COLUMNS = {field.name: field.type for field in columns.INDEX}

@@ -193,6 +193,9 @@ def test_damaged_files_can_be_left_out(faces, tmp_path):
     found = open_dataset(str(tmp_path / "embeddings"), ["embed"])
     assert found.manifest["counts"]["rejected"] == {"damaged_archive": 1, "damaged_file": 1}
     assert 10 < found.manifest["counts"]["rows_out"] < 20
+    keys = found.read(["image_id"])["image_id"]
+    images = open_source(config_of(tmp_path, source).source)
+    assert all(face is not None for face in Album(images, keys).faces(range(len(keys))))
 
 
 def test_file_that_was_replaced_meanwhile_is_listed_and_embedded_again(
