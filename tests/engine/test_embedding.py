@@ -178,7 +178,7 @@ def test_unusable_outputs_of_the_network_are_set_aside():
     [
         ({"workers": 9}, r"9 worker\(s\) need 9 CPU, the cluster has 4 CPU"),
         ({"cpus_per_worker": 64}, r"1 worker\(s\) need 64 CPU, the cluster has 4 CPU"),
-        ({"gpus_per_worker": 1}, r"1 worker\(s\) need 1 CPU and 1 GPU, .* 4 CPU and 0 GPU"),
+        ({"gpus_per_worker": 1}, r"1 worker\(s\) need 1 CPU and 1 GPU, .* 2.75 CPU and 0 GPU"),
     ],
 )
 def test_missing_resources_end_the_run_before_any_work(tmp_path, resources, message):
