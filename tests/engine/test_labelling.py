@@ -33,7 +33,7 @@ from sdd_ray.errors import InputError, ResourceError, TooManyRejectsError
 from sdd_ray.settings import LabelConfig
 from sdd_ray.store.dataset import open_dataset
 from sdd_ray.store.location import Location
-from sdd_ray.store.recogniser import OnnxRecogniser
+from sdd_ray.store.onnx_recogniser import OnnxRecogniser
 from sdd_ray.store.run import INCOMPLETE, MANIFEST, parquet_bytes, read_records
 
 pytestmark = pytest.mark.usefixtures("ray_session", "small_shards")
@@ -343,8 +343,7 @@ def test_real_faces_equal_scipy(do_label, shared_data):
     preprocessing = Preprocessing(
         scale=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
-    network = OnnxRecogniser(
-        shared_data / "recognizers" / "mobilefacenet_a.onnx", preprocessing, threads=1
-    )
+    weights = shared_data / "recognizers" / "mobilefacenet_a.onnx"
+    network = OnnxRecogniser(weights, preprocessing)
     unit, _ = normalise(network.embed(images))
     assert_equals_scipy(do_label(Rows(unit, codes)), unit, codes)
