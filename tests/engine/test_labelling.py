@@ -1,7 +1,5 @@
 """Labels of whole datasets through the real engine: against scipy, and against themselves."""
 
-import os
-import signal
 import tarfile
 from pathlib import Path
 
@@ -27,7 +25,6 @@ from sdd_ray.config import load_tree, main
 from sdd_ray.core.preprocess import Preprocessing
 from sdd_ray.core.similarity import normalise
 from sdd_ray.engine import label_plan, labelling
-from sdd_ray.engine.label_worker import LabelWorker
 from sdd_ray.engine.progress import Progress
 from sdd_ray.errors import InputError, ResourceError, TooManyRejectsError
 from sdd_ray.settings import LabelConfig
@@ -82,17 +79,6 @@ def test_sampled_is_near_exact_and_the_same_again(do_label):
     assert digest(again) == digest(one)
 
 
-def test_content_does_not_depend_on_workers_files_order_or_tasks(do_label, degraded_labels):
-    found = do_label(
-        Rows(*degraded()),
-        num_files=7,
-        seed=5,
-        resources={"workers": 3, "cpus_per_worker": 0.5, "shards_per_task": 2},
-    )
-    assert len(open_dataset(found, ["label"]).files) == 6
-    assert digest(found) == digest(degraded_labels)
-
-
 def test_samples_settle_labels_within_a_bound_that_holds(do_label, monkeypatch):
     monkeypatch.setattr(labelling, "SAMPLE_SIZES", (60, 250))
     unit, codes = one_big()
@@ -132,22 +118,6 @@ def test_pieces_of_a_large_identity_give_the_labels_of_the_whole(do_label, monke
     for name in ("distance", "mated_q50", "nonmated_q50", "nonmated_std"):
         np.testing.assert_allclose(column(pieces, name), column(whole, name), atol=atol)
     assert identities(pieces) == identities(whole)
-
-
-def test_killed_worker_changes_nothing(do_label, degraded_labels, monkeypatch, tmp_path):
-    marker = tmp_path / "killed"
-
-    class Killed(LabelWorker):  # Within a function, so that it travels to the worker by value.
-        def _label(self, task, pairs):
-            if task.number == 2 and not marker.exists():
-                marker.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super()._label(task, pairs)
-
-    monkeypatch.setattr(labelling, "LabelWorker", Killed)
-    found = do_label(Rows(*degraded()))
-    assert marker.exists()
-    assert digest(found) == digest(degraded_labels)
 
 
 def test_interrupted_run_looks_unfinished_and_resumes(
@@ -241,17 +211,6 @@ def test_nothing_but_unusable_rows_is_an_error(do_label):
     unit, codes = clean()
     with pytest.raises(InputError, match="no image could be labelled"):
         do_label(Rows(np.zeros_like(unit), codes), max_reject_share=1.0)
-
-
-def test_truncated_file_is_named(tmp_path, capsys):
-    embeddings = write_embeddings(tmp_path / "embeddings", Rows(*clean()), num_files=3)
-    file = Path(embeddings, "part-000001.parquet")
-    file.write_bytes(file.read_bytes()[:-100])
-    argv = [f"embeddings={embeddings}", f"output={tmp_path}/labels"]
-    assert main(LabelConfig, label.run, argv) == 1
-    message = capsys.readouterr().err
-    assert str(file) in message
-    assert "Traceback" not in message
 
 
 def test_file_damaged_in_the_embeddings_is_named(tmp_path, capsys):
