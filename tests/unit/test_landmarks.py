@@ -140,10 +140,13 @@ class Packed(PackedSource):
 
     names = tuple(f"p{n}" for n in range(6))
 
-    def items(self, listing):
+    def files(self):
+        return ["file"]
+
+    def scan(self, file, listing):
         listing.rejects.append(Reject("early", "no_identity", ""))
         for n, name in enumerate(self.names):
-            yield Item(name, f"person{n}", "file", n, 1)
+            yield Item(name, f"person{n}", file, n, 1)
 
     def groups(self, items):
         return [list(range(len(items)))]
