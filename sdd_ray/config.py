@@ -7,6 +7,7 @@ dotted key and, for a misspelt key, the nearest right one. Nothing here imports 
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import json
 import re
 import sys
@@ -147,7 +148,7 @@ def help_text(schema: type[Any], program: str) -> str:
     """Return the help of a command, made from the docstrings of its settings."""
     lines = [f"usage: {program} --config FILE [dotted.key=value ...]", ""]
     lines += [
-        (schema.__doc__ or "").strip(),
+        inspect.cleandoc(schema.__doc__ or ""),
         "",
         "Keys (default), any of them in FILE or after it:",
         "",

@@ -38,6 +38,22 @@ def listed(source):
     return list(source.items(listing)), listing
 
 
+def fetched(source, items):
+    """Return what is at each item, fetched in the groups of the source."""
+    found = [None] * len(items)
+    for group in source.groups(items):
+        for place, content in zip(group, source.fetch([items[i] for i in group]), strict=True):
+            found[place] = content
+    return found
+
+
+def contents_of(source):
+    """Return image_id, identity and bytes of each image of a source, in its order."""
+    items = listed(source)[0]
+    pairs = zip(items, fetched(source, items), strict=True)
+    return [(item.image_id, item.identity or found.identity, found.data) for item, found in pairs]
+
+
 def faces_of(source):
     """Return image_id, identity and pixels of all images of a source, in its order."""
     items, listing = listed(source)

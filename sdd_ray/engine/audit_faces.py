@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from sdd_ray.core.audit import ELSEWHERE, POOR, SECOND_PERSON, VERDICTS
 from sdd_ray.engine.audit_findings import Findings
+from sdd_ray.formats.items import Source
 from sdd_ray.formats.reading import Album
-from sdd_ray.formats.source import Source
 from sdd_ray.report.drawing import to_jpeg
 from sdd_ray.report.faces import Case, Face, FaceGroup
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import ray
-import torch
 from numpy.typing import NDArray
 
 from sdd_ray.engine.image_worker import FACE, ImageJob, Network
@@ -59,7 +58,7 @@ def _find(job: ImageJob) -> int | SddError:
             break
         try:
             rates[size] = _rate(network, size)
-        except (torch.cuda.OutOfMemoryError, SddError) as error:
+        except SddError as error:  # recognisers tell a lack of memory so
             if not rates:
                 return ResourceError(f"the network does not run on {size} images: {error}")
             break

@@ -17,13 +17,13 @@ from sdd_ray.errors import InputError
 from sdd_ray.formats.folder import UNREADABLE_FOLDER
 from sdd_ray.formats.items import Item, Listing, PackedSource, Source, from_table, to_table
 from sdd_ray.formats.landmarks import WithLandmarks
-from sdd_ray.formats.source import origins
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import INDEX, LISTING, OutputRun, Reject, part_name
 
 _ROWS_AT_ONCE = 16_384
 _LOOKS_AT_ONCE = 16
 """Files looked at together: each takes tens of milliseconds on S3."""
+
 DAMAGED = ("damaged_file", "damaged_archive", "damaged_record")
 """Rejects of a listing that stand for a number of images that nobody knows."""
 
@@ -74,7 +74,7 @@ def list_images(source: Source, images_per_shard: int, run: OutputRun) -> tuple[
 
 def _versions(source: Source) -> dict[str, str]:
     """Return what tells the files of a packed source from others of the same names."""
-    places = origins(source)
+    places = source.origins()
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as threads:
         versions = threads.map(lambda place: str(place.version()), places)
         return {place.uri: version for place, version in zip(places, versions, strict=True)}

@@ -34,9 +34,6 @@ FACE = (112, 112, 3)
 _READS_ON_S3 = 16
 """Requests a worker has under way at the same time, where each takes tens of milliseconds."""
 
-_DECODED_AT_ONCE = 256
-"""No matter to a `DecodeWorker`, which hands on whole shards."""
-
 Network = Callable[[Iterable[NDArray[np.uint8]]], Iterator[NDArray[np.float32]]]
 """From batches of (N, 112, 112, 3) faces to (N, ...) outputs, one for each batch."""
 
@@ -112,29 +109,41 @@ class ShardReader:
         number = job.resources.read_threads or (_READS_ON_S3 if job.is_remote else decoders)
         self._threads = ThreadPoolExecutor(number)
 
-    def open(self, number: int, batch_size: int) -> "ShardReading":
-        """Return one shard, ready to be read in batches."""
+    def open(self, number: int) -> "ShardReading":
+        """Return one shard, ready to be read."""
         if self._index is None:  # its footer is large where there are many shards
             self._index = pq.ParquetFile(self._place.open())
         listed = self._index.read_row_group(number)
-        return ShardReading(self._source, from_table(listed), self._threads, batch_size)
+        return ShardReading(self._source, from_table(listed), self._threads)
 
 
 class ShardReading:
-    """One shard while it is read: iterate over its batches of pixels, then take the shard."""
+    """One shard while it is read: take its batches of pixels, then the shard."""
 
-    def __init__(
-        self, source: Source, items: list[Item], threads: ThreadPoolExecutor, batch_size: int
-    ) -> None:
+    def __init__(self, source: Source, items: list[Item], threads: ThreadPoolExecutor) -> None:
         self._source, self._items, self._threads = source, items, threads
-        self._batch_size = batch_size
         self._pixels = np.empty((len(items), *FACE), np.uint8)
         self._found: list[tuple[str, str | None, int]] = []
         self._rejects: list[Reject] = []
 
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield batches of pixels as soon as they are there."""
-        size = self._batch_size
+    def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield batches of pixels, of a size but for the last, as soon as they are there."""
+        first = 0
+        for last in self._read():
+            if last - first == size:
+                yield self._pixels[first:last]
+                first = last
+        if first < len(self._found):
+            yield self._pixels[first : len(self._found)]
+
+    def whole(self) -> Shard:
+        """Read all of it."""
+        for _ in self._read():
+            pass
+        return self.shard()
+
+    def _read(self) -> Iterator[int]:
+        """Read one image after the other; yield how many could be read so far."""
         faces = read_faces(self._source, self._items, self._threads)
         for item, face in zip(self._items, faces, strict=True):
             if isinstance(face, SddError):
@@ -142,10 +151,7 @@ class ShardReading:
                 continue
             self._pixels[len(self._found)] = face.pixels
             self._found.append((item.image_id, face.identity, _digest(face.pixels)))
-            if len(self._found) % size == 0:
-                yield self._pixels[len(self._found) - size : len(self._found)]
-        if rest := len(self._found) % size:
-            yield self._pixels[len(self._found) - rest : len(self._found)]
+            yield len(self._found)
 
     def shard(self) -> Shard:
         """Return what was read."""
@@ -167,8 +173,8 @@ class ShardWorker:
         number = int(batch["shard"][0])
         with failure_row() as row:
             row |= {"record": [""], "use": [""]}
-            reading = self._reader.open(number, self._batch_size)
-            outputs, use = self._network.run(reading)
+            reading = self._reader.open(number)
+            outputs, use = self._network.run(reading.batches(self._batch_size))
             shard = reading.shard()
             table, rejects = self._network.rows(shard, outputs)
             record = write_part(
@@ -188,10 +194,7 @@ class DecodeWorker:
         """Return one decoded shard."""
         number = int(batch["shard"][0])
         with failure_row() as row:
-            reading = self._reader.open(number, _DECODED_AT_ONCE)
-            for _ in reading:
-                pass
-            shard = reading.shard()
+            shard = self._reader.open(number).whole()
             rest = (number, shard.image_ids, shard.identities, shard.content, shard.rejects)
             row |= {"pixels": [shard.pixels.reshape(-1).data], "rest": [pickle.dumps(rest)]}
         return _table(row, _DECODED)

@@ -33,6 +33,13 @@ from sdd_ray.formats.reading import UNREADABLE
 from sdd_ray.settings import PoolResources
 from sdd_ray.store.run import OutputRun, PartRecord, Reject, part_name, record_from_json
 
+_PATIENCE_S = 1800.0
+_SECONDS_PER_IMAGE = 4.0
+"""What a shard may take before a run is given up: the largest networks on one slow core."""
+
+_WRITER_CPUS = 0.25
+"""A writer waits for the store most of the time."""
+
 
 @dataclass(frozen=True)
 class ImageRun:
@@ -186,14 +193,6 @@ def _on_workers(job: ImageJob, plan: _Plan) -> dict[str, Any]:
         "num_cpus": job.resources.cpus_per_worker,
         "num_gpus": job.resources.gpus_per_worker or None,
     }
-
-
-_PATIENCE_S = 1800.0
-_SECONDS_PER_IMAGE = 4.0
-"""What a shard may take before a run is given up: the largest networks on one slow core."""
-
-_WRITER_CPUS = 0.25
-"""A writer waits for the store most of the time."""
 
 
 def _least_decoders(resources: PoolResources) -> int:

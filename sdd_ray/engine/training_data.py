@@ -18,9 +18,9 @@ from sdd_ray.core.fitting import Batch
 from sdd_ray.core.splits import split_identities
 from sdd_ray.errors import InputError, SddError, TooManyRejectsError
 from sdd_ray.formats.images import ImageRejectedError
-from sdd_ray.formats.items import from_table
+from sdd_ray.formats.items import Source, from_table
 from sdd_ray.formats.reading import read_face, read_faces, reason_of
-from sdd_ray.formats.source import Source, locate, open_source
+from sdd_ray.formats.source import locate, open_source
 from sdd_ray.settings import TrainConfig
 from sdd_ray.store.dataset import Dataset
 from sdd_ray.store.run import Reject

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sdd_ray.errors import InputError, SddError
 from sdd_ray.formats.items import Content, Item, Listing
+from sdd_ray.store.location import Location
 from sdd_ray.synthetic import samples
 from sdd_ray.synthetic.samples import SyntheticSet
 
@@ -21,6 +22,10 @@ class SyntheticSource:
         for identity, index in samples.keys(self.faces):
             image_id = samples.image_id_of(self.faces.seed, identity, index)
             yield Item(image_id, samples.identity_name(identity))
+
+    def origins(self) -> list[Location]:
+        """Return nothing: faces are drawn anew."""
+        return []
 
     def groups(self, items: Sequence[Item]) -> list[list[int]]:
         """Return one group a face."""

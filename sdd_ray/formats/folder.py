@@ -5,15 +5,12 @@ from dataclasses import dataclass
 
 from sdd_ray.errors import InputError, SddError
 from sdd_ray.formats.images import ImageRejectedError
-from sdd_ray.formats.items import MAX_FILE_BYTES, Content, Item, Listing
+from sdd_ray.formats.items import MAX_FILE_BYTES, Content, Item, Listing, leads_below
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import Reject
 
 UNREADABLE_FOLDER = "unreadable_folder"
 """Reason of folders that cannot be listed, which may pass."""
-
-
-_NO_NAMES = ("", ".", "..")
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,10 @@ class FolderSource:
                 continue
             yield Item(name, person)
 
+    def origins(self) -> list[Location]:
+        """Return nothing: images are found by their paths."""
+        return []
+
     def groups(self, items: Sequence[Item]) -> list[list[int]]:
         """Return one group a file."""
         return [[place] for place in range(len(items))]
@@ -63,7 +64,7 @@ class FolderSource:
         return [self._fetch(item.image_id) for item in items]
 
     def _fetch(self, image_id: str) -> Content | SddError:
-        if "\0" in image_id or not set(image_id.split("/")).isdisjoint(_NO_NAMES):
+        if not leads_below(image_id):
             return InputError(f"image_id {image_id!r} is no path below {self.root.uri}")
         return read_whole(self.root / image_id)
 
@@ -99,7 +100,7 @@ class FolderSource:
 def _sound(names: Iterator[str], listing: Listing) -> Iterator[str]:
     """Yield the keys below a prefix on S3 that can be read by their names."""
     for name in names:
-        if set(name.split("/")).isdisjoint(_NO_NAMES):
+        if leads_below(name):
             yield name
         else:
             detail = "expected names between slashes, none of them empty, . or .."

@@ -7,7 +7,7 @@ Shapes: N records of one file.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -35,20 +35,6 @@ def place_of(path: Location, suffix: str) -> tuple[Location, str | None]:
         return path, None
     root, [only] = files_at(path, suffix)
     return root, only
-
-
-def files_of(root: Location, only: str | None, suffix: str) -> list[str]:
-    """Return the names of the files that `place_of` speaks of, sorted.
-
-    Raises:
-        InputError: There is none.
-    """
-    return files_at(root, suffix)[1] if only is None else [only]
-
-
-def image_id_of(key: str, file: str, only: str | None) -> str:
-    """Return the image_id of a key in a file: the key alone if the source is only that file."""
-    return f"{file}/{key}" if only is None else key
 
 
 def read_columns(place: Location, kinds: Mapping[str, pa.DataType | None]) -> pa.Table:
@@ -141,11 +127,6 @@ def at_place(item: Item, error: ImageRejectedError) -> ImageRejectedError:
     """Return an error that also says where the record is."""
     detail = f"record at byte {item.offset:,} of {item.file}: {error.detail}"
     return ImageRejectedError(error.reason, detail)
-
-
-def not_there(root: Location, items: Sequence[Item]) -> list[InputError]:
-    """Return the errors of items that the listing of a source does not hold."""
-    return [InputError(f"{root.uri} holds no image {item.image_id!r}") for item in items]
 
 
 def _wrong_line(place: Location, kinds: Mapping[str, pa.DataType | None]) -> str | None:

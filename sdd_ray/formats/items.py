@@ -7,7 +7,7 @@ get items and read many of them in one request where they lie side by side.
 import itertools
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,6 @@ _REQUEST_BYTES = 1 << 20
 """Most bytes of several images in one request: some hundred faces, so that decoding can begin."""
 _GAP_BYTES = 32 << 10
 """Bytes between two images that are read and dropped, rather than asking twice."""
-
-
 _ROWS_AT_ONCE = 65_536
 
 
@@ -86,6 +84,9 @@ class Source(Protocol):
             InputError: The source is missing or cannot be listed.
         """
 
+    def origins(self) -> list[Location]:
+        """Return the files whose change makes an earlier listing a wrong one."""
+
     def groups(self, items: Sequence[Item]) -> list[list[int]]:
         """Return the places of the items that are best fetched in one request, each place once."""
 
@@ -97,21 +98,34 @@ class Source(Protocol):
         """
 
 
+@dataclass(frozen=True)
 class PackedSource:
     """Base of sources that hold many images in each of several files.
 
     A subclass lists one file at a time, so that files can be listed in parallel.
+
+    Attributes:
+        root: Folder of the files.
+        only: Name of the file, if the source is one file; keys do not begin with its name.
+        suffix: How the names of the files end.
     """
 
+    root: Location
+    only: str | None
+    suffix: ClassVar[str]
     needs_listing = True
 
     def files(self) -> list[str]:
-        """Return the names of the files in a fixed order.
+        """Return the names of the files, sorted.
 
         Raises:
             InputError: There is none.
         """
-        raise NotImplementedError
+        return files_at(self.root, self.suffix)[1] if self.only is None else [self.only]
+
+    def origins(self) -> list[Location]:
+        """Return the files whose change makes an earlier listing a wrong one."""
+        return [self.root / file for file in self.files()]
 
     def scan(self, file: str, listing: Listing) -> Iterator[Item]:
         """Yield the images of one file in the order in which they lie there; note the rest.
@@ -125,6 +139,60 @@ class PackedSource:
         """Yield all images by file and place."""
         for file in self.files():
             yield from self.scan(file, listing)
+
+    def fetch(self, items: Sequence[Item]) -> list[Content | SddError]:
+        """Return what is at each item of a group, or why it cannot be used.
+
+        Raises:
+            InputError: The file that holds them cannot be read.
+        """
+        file = items[0].file
+        return [*not_there(self.root, items)] if file is None else self.contents(file, items)
+
+    def contents(self, file: str, items: Sequence[Item]) -> list[Content | SddError]:
+        """Return what is at each item of a group in a file; see `fetch`."""
+        raise NotImplementedError
+
+    def image_id(self, key: str, file: str) -> str:
+        """Return the image_id of a key in a file."""
+        return f"{file}/{key}" if self.only is None else key
+
+
+class RangeSource(PackedSource):
+    """Base of sources whose images can be read by byte range."""
+
+    @property
+    def holders(self) -> Location:
+        """Folder of the files that hold the images."""
+        return self.root
+
+    def groups(self, items: Sequence[Item]) -> list[list[int]]:
+        """Return groups of images that lie side by side."""
+        return neighbours(items)
+
+    def contents(self, file: str, items: Sequence[Item]) -> list[Content | SddError]:
+        """Return what is at each item of a group in a file, read by one request."""
+        start = min(item.offset for item in items)
+        stop = max(item.offset + item.length for item in items)
+        block = (self.holders / file).read_range(start, stop - start)
+        return [
+            self.content(item, block[item.offset - start : item.offset - start + item.length])
+            for item in items
+        ]
+
+    def content(self, item: Item, data: bytes) -> Content | SddError:
+        """Return the image in the bytes of an item, or why it cannot be used."""
+        raise NotImplementedError
+
+
+def not_there(root: Location, items: Sequence[Item]) -> list[InputError]:
+    """Return the errors of items that the listing of a source does not hold."""
+    return [InputError(f"{root.uri} holds no image {item.image_id!r}") for item in items]
+
+
+def leads_below(name: str) -> bool:
+    """Return whether a name is a path below a folder, that says so without . and .. in it."""
+    return "\0" not in name and set(name.split("/")).isdisjoint({"", ".", ".."})
 
 
 def files_at(path: Location, suffix: str) -> tuple[Location, list[str]]:
@@ -176,18 +244,6 @@ def neighbours(items: Sequence[Item], most: int = _REQUEST_BYTES) -> list[list[i
             groups.append([place])
             file, start, stop = item.file, item.offset, item.offset + item.length
     return groups
-
-
-def read_ranges(root: Location, items: Sequence[Item]) -> list[bytes]:
-    """Return the bytes of each item of one file, by one request over all of them.
-
-    Raises:
-        InputError: The file cannot be read, or ends before.
-    """
-    start = min(item.offset for item in items)
-    stop = max(item.offset + item.length for item in items)
-    block = (root / (items[0].file or "")).read_range(start, stop - start)
-    return [block[i.offset - start : i.offset - start + i.length] for i in items]
 
 
 def to_table(items: Iterable[Item]) -> pa.Table:

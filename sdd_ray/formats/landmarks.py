@@ -121,6 +121,10 @@ class WithLandmarks:
         place = items.schema.get_field_index("landmarks")
         return items.set_column(place, items.schema.field(place), points)
 
+    def origins(self) -> list[Location]:
+        """Return the files of the source, and the landmarks."""
+        return [*self.source.origins(), self.landmarks]
+
     def groups(self, items: Sequence[Item]) -> list[list[int]]:
         """Return the groups of the source."""
         return self.source.groups(items)

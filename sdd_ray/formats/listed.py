@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 from sdd_ray.errors import ConfigError, InputError, SddError
 from sdd_ray.formats.folder import person_in, read_whole
-from sdd_ray.formats.indexed import not_there
-from sdd_ray.formats.items import Content, Item, Listing
+from sdd_ray.formats.items import Content, Item, Listing, not_there
 from sdd_ray.formats.landmarks import NUM_COORDINATES, interleaved
 from sdd_ray.settings import ListConfig, SourceConfig
 from sdd_ray.store.location import Location
@@ -78,6 +77,10 @@ class ListSource:
             except _LineError as error:
                 image_id = error.image_id or f"line {number}"
                 listing.rejects.append(Reject(image_id, error.reason, str(error)))
+
+    def origins(self) -> list[Location]:
+        """Return the list."""
+        return [self.path]
 
     def groups(self, items: Sequence[Item]) -> list[list[int]]:
         """Return one group a file."""

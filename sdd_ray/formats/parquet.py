@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from sdd_ray.errors import ConfigError, InputError, SddError
 from sdd_ray.formats.folder import person_in
-from sdd_ray.formats.indexed import files_of, image_id_of, not_there, place_of
+from sdd_ray.formats.indexed import place_of
 from sdd_ray.formats.items import Content, Item, Listing, PackedSource
 from sdd_ray.formats.landmarks import interleaved
 from sdd_ray.formats.parquet_cells import read_cells
@@ -40,26 +40,16 @@ class ParquetSource(PackedSource):
     bytes of a row of its row group, by which groups of items are kept small.
 
     Attributes:
-        root: Folder of the files.
-        only: Name of the file, if the source is one file; keys do not begin with its name.
+        root, only: See `PackedSource`.
         identity: `label`, `none`, or `first_folder` or `parent_folder` of the key in the file.
         columns: Their names.
         landmark_order: Of the ten numbers of landmarks, `interleaved` or `split`.
     """
 
-    root: Location
-    only: str | None
     identity: str
     columns: ParquetConfig
     landmark_order: str
-
-    def files(self) -> list[str]:
-        """Return the names of the files, sorted.
-
-        Raises:
-            InputError: There is none.
-        """
-        return files_of(self.root, self.only, ".parquet")
+    suffix = ".parquet"
 
     def scan(self, file: str, listing: Listing) -> Iterator[Item]:
         """Yield the rows of one file in order; the images are not read.
@@ -98,15 +88,12 @@ class ParquetSource(PackedSource):
             last = item
         return groups
 
-    def fetch(self, items: Sequence[Item]) -> list[Content | SddError]:
+    def contents(self, file: str, items: Sequence[Item]) -> list[Content | SddError]:
         """Return the images of a group; those at a damaged place and behind it cannot be reached.
 
         Raises:
             InputError: The file cannot be read.
         """
-        file = items[0].file
-        if file is None:
-            return [*not_there(self.root, items)]
         place, rows = self.root / file, dict(sorted((item.offset, item.length) for item in items))
         found = read_cells(place, self.columns.image, list(rows), list(rows.values()))
         missing = InputError(f"{place.uri} has fewer rows than when it was listed")
@@ -128,8 +115,8 @@ class ParquetSource(PackedSource):
             key = str(number)
         if not key:
             detail = f"{self.columns.image_id} is null, empty or not UTF-8"
-            return Reject(self._image_id(file, f"row {number}"), "no_image_id", detail)
-        image_id = self._image_id(file, key)
+            return Reject(self.image_id(f"row {number}", file), "no_image_id", detail)
+        image_id = self.image_id(key, file)
         if self.identity != "label":
             person = person_in(key, self.identity)
         if not person and self.identity != "none":
@@ -146,9 +133,6 @@ class ParquetSource(PackedSource):
         if self.identity != "label":
             return "not in a folder of a person"
         return f"{self.columns.identity} is null, empty, not UTF-8, or no exact whole number"
-
-    def _image_id(self, file: str, key: str) -> str:
-        return image_id_of(key, file, self.only)
 
 
 def open_parquet(config: SourceConfig, path: Location) -> ParquetSource:

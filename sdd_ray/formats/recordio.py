@@ -6,7 +6,7 @@ occurs in the data at a multiple of four bytes, and splits the record there.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
@@ -22,10 +22,7 @@ from sdd_ray.formats.images import ImageRejectedError
 from sdd_ray.formats.indexed import (
     at_place,
     beyond_end,
-    files_of,
     first_row,
-    image_id_of,
-    not_there,
     place_of,
     read_columns,
     size_of,
@@ -36,9 +33,7 @@ from sdd_ray.formats.items import (
     Content,
     Item,
     Listing,
-    PackedSource,
-    neighbours,
-    read_ranges,
+    RangeSource,
 )
 from sdd_ray.formats.recordio_parts import DAMAGED, PART, Window, data_in, walk
 from sdd_ray.settings import SourceConfig
@@ -65,30 +60,27 @@ class _Records(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RecordIOSource(PackedSource):
+class RecordIOSource(RangeSource):
     """Images in record files.
 
     Attributes:
-        root: Folder of the files.
-        only: Name of the file, if the source is one file; keys do not begin with its name.
+        root, only: See `PackedSource`.
         identity: `label`, `first_folder`, `parent_folder` or `none`.
         keys: Key of a record in a file without .idx, `id` or `number`.
         lst: The .lst that names the images by key; None: they are named by their keys.
     """
 
-    root: Location
-    only: str | None
     identity: str
     keys: str
     lst: Location | None
+    suffix = ".rec"
 
-    def files(self) -> list[str]:
-        """Return the names of the record files, sorted.
-
-        Raises:
-            InputError: There is none.
-        """
-        return files_of(self.root, self.only, ".rec")
+    def origins(self) -> list[Location]:
+        """Return the record files, their indexes, and the list of names."""
+        records = super().origins()
+        indexes = [self._index(file) for file in self.files()]
+        lists = [] if self.lst is None else [self.lst]
+        return [*records, *(place for place in indexes if place.exists()), *lists]
 
     def scan(self, file: str, listing: Listing) -> Iterator[Item]:
         """Yield the images of one file in the order in which they lie there.
@@ -100,31 +92,17 @@ class RecordIOSource(PackedSource):
                 records, which are found without an .idx only, are set aside instead.
         """
         names = None if self.lst is None else _Names(self.lst)
-        index = self.root / str(PurePosixPath(file).with_suffix(".idx"))
+        index = self._index(file)
         found = self._indexed(index, file, listing) if index.exists() else self._read(file, listing)
         for records in found:
             is_image = records.lengths > _LONGEST_WITHOUT_IMAGE
             listing.ignored_files += int(np.count_nonzero(~is_image))
             yield from self._items(file, records.where(is_image), names, listing)
 
-    def groups(self, items: Sequence[Item]) -> list[list[int]]:
-        """Return groups of images that lie side by side."""
-        return neighbours(items)
-
-    def fetch(self, items: Sequence[Item]) -> list[Content | SddError]:
-        """Return the image files, and the labels if they name the persons.
-
-        Raises:
-            InputError: The record file cannot be read.
-        """
-        if items[0].file is None:
-            return [*not_there(self.root, items)]
-        blocks = read_ranges(self.root, items)
-        return [self._content(item, block) for item, block in zip(items, blocks, strict=True)]
-
-    def _content(self, item: Item, block: bytes) -> Content | SddError:
+    def content(self, item: Item, data: bytes) -> Content | SddError:
+        """Return the image file in a record, and the label if that names the person."""
         try:
-            label, image = _opened(data_in(block))
+            label, image = _opened(data_in(data))
             return Content(image, _person(label) if self.identity == "label" else None)
         except ImageRejectedError as error:
             return at_place(item, error)
@@ -133,7 +111,9 @@ class RecordIOSource(PackedSource):
         self, file: str, records: _Records, names: "_Names | None", listing: Listing
     ) -> Iterator[Item]:
         if names is None:
-            image_ids: list[str | None] = [self._image_id(file, k) for k in records.keys.tolist()]
+            image_ids: list[str | None] = [
+                self.image_id(str(k), file) for k in records.keys.tolist()
+            ]
         else:
             image_ids = names.of(records.keys)
         columns = (column.tolist() for column in records)
@@ -150,8 +130,8 @@ class RecordIOSource(PackedSource):
                 continue
             yield Item(image_id, person, file, offset, length)
 
-    def _image_id(self, file: str, key: int) -> str:
-        return image_id_of(str(key), file, self.only)
+    def _index(self, file: str) -> Location:
+        return self.root / str(PurePosixPath(file).with_suffix(".idx"))
 
     def _indexed(self, index: Location, file: str, listing: Listing) -> Iterator[_Records]:
         table = read_columns(index, {"key": pa.uint64(), "offset": pa.uint64()})
@@ -161,7 +141,7 @@ class RecordIOSource(PackedSource):
         if size and not len(keys):
             raise InputError(f"{index.uri} is empty: write it anew, or remove it to read {file}")
         for lost in np.flatnonzero(offsets >= np.uint64(size)).tolist():
-            image_id = self._image_id(file, int(keys[lost]))
+            image_id = self.image_id(str(keys[lost]), file)
             listing.rejects.append(beyond_end(image_id, place, int(offsets[lost]), size))
         order, starts, lengths = spans(offsets, size)
         for start in range(0, len(order), _LISTED_AT_ONCE):
@@ -191,13 +171,16 @@ def open_recordio(config: SourceConfig, path: Location) -> RecordIOSource:
     root, only = place_of(path, ".rec")
     options, lst = config.recordio, None
     if options.names is not None:
-        lst, number = Location(options.names).absolute(), len(files_of(root, only, ".rec"))
+        lst = Location(options.names).absolute()
+    source = RecordIOSource(root, only, config.identity_rule, options.keys, lst)
+    if lst is not None:
+        number = len(source.files())
         if number > 1:
             raise ConfigError(
                 f"source.recordio.names: a list names the records of one file, but {path.uri} holds"
                 f" {number}; give one of them as source.path"
             )
-    return RecordIOSource(root, only, config.identity_rule, options.keys, lst)
+    return source
 
 
 class _Names:

@@ -14,12 +14,12 @@ from sdd_ray.formats.drawn import SyntheticSource
 from sdd_ray.formats.folder import FolderSource
 from sdd_ray.formats.items import Item, Listing, PackedSource, Source, to_table
 from sdd_ray.formats.landmarks import WithLandmarks
-from sdd_ray.formats.listed import ListSource, open_list
-from sdd_ray.formats.parquet import ParquetSource, open_parquet
-from sdd_ray.formats.recordio import RecordIOSource, open_recordio
-from sdd_ray.formats.tar import TarSource, open_tar
-from sdd_ray.formats.tfrecord import TFRecordSource, open_tfrecord
-from sdd_ray.formats.verification_bin import BinSource, open_bin
+from sdd_ray.formats.listed import open_list
+from sdd_ray.formats.parquet import open_parquet
+from sdd_ray.formats.recordio import open_recordio
+from sdd_ray.formats.tar import open_tar
+from sdd_ray.formats.tfrecord import open_tfrecord
+from sdd_ray.formats.verification_bin import open_bin
 from sdd_ray.settings import SourceConfig
 from sdd_ray.store.location import Location
 from sdd_ray.synthetic.truth import synthetic_set
@@ -34,7 +34,7 @@ def open_source(config: SourceConfig) -> Source:
 
 
 def _folder(config: SourceConfig, path: Location) -> Source:
-    return FolderSource(path, config.identity_rule, _extensions(config))
+    return FolderSource(path, config.identity_rule, config.suffixes)
 
 
 def _synthetic(config: SourceConfig, _: Location) -> Source:
@@ -91,28 +91,3 @@ def _listed(source: Source) -> Iterator[Item]:
 
 
 _KINDS_OF_COLUMNS = {field.name: field.type for field in columns.INDEX}
-
-
-def origins(source: Source) -> list[Location]:
-    """Return the files whose change makes an earlier listing of the source a wrong one."""
-    if isinstance(source, WithLandmarks):
-        return [*origins(source.source), source.landmarks]
-    if isinstance(source, ListSource):
-        return [source.path]
-    if isinstance(source, TFRecordSource):
-        return [source.indexes / name for name in source.files()]
-    if isinstance(source, RecordIOSource):
-        records = [source.root / name for name in source.files()]
-        indexes = [Location(place.uri.removesuffix(".rec") + ".idx") for place in records]
-        lists = [] if source.lst is None else [source.lst]
-        return [*records, *(place for place in indexes if place.exists()), *lists]
-    if isinstance(source, (BinSource, ParquetSource, TarSource)):
-        return [source.root / name for name in source.files()]
-    return []
-
-
-def _extensions(config: SourceConfig) -> tuple[str, ...]:
-    return tuple(extension.lower() for extension in config.extensions)
-
-
-__all__ = ["Item", "Listing", "Source", "locate", "open_source", "origins"]

@@ -2,21 +2,20 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 
 from sdd_ray.errors import InputError, SddError
 from sdd_ray.formats.folder import person_in
-from sdd_ray.formats.indexed import files_of, image_id_of, not_there, place_of
+from sdd_ray.formats.indexed import place_of
 from sdd_ray.formats.items import (
     MAX_FILE_BYTES,
     Content,
     Item,
     Listing,
-    PackedSource,
-    neighbours,
-    read_ranges,
+    RangeSource,
+    leads_below,
 )
 from sdd_ray.formats.tar_members import DamagedArchiveError, Member, Members
 from sdd_ray.settings import SourceConfig, TarConfig
@@ -31,30 +30,20 @@ _UNREADABLE = "unreadable_name"
 
 
 @dataclass(frozen=True)
-class TarSource(PackedSource):
+class TarSource(RangeSource):
     """Images in tar files that are not compressed.
 
     Attributes:
-        root: Folder of the files.
-        only: Name of the file, if the source is one file; keys do not begin with its name.
+        root, only: See `PackedSource`.
         identity: `first_folder` or `parent_folder` of the member's name, `label` or `none`.
         extensions: Of images, lower case, without the dot.
         label: Where the person is named under the rule `label`.
     """
 
-    root: Location
-    only: str | None
     identity: str
     extensions: tuple[str, ...]
     label: TarConfig
-
-    def files(self) -> list[str]:
-        """Return the names of the archives, sorted.
-
-        Raises:
-            InputError: There is none.
-        """
-        return files_of(self.root, self.only, ".tar")
+    suffix = ".tar"
 
     def scan(self, file: str, listing: Listing) -> Iterator[Item]:
         """Yield the images of one archive as they lie there; what cannot be used is set aside.
@@ -74,19 +63,9 @@ class TarSource(PackedSource):
         except OSError as error:
             raise InputError(f"cannot read {place.uri}: {error}") from error
 
-    def groups(self, items: Sequence[Item]) -> list[list[int]]:
-        """Return groups of images that lie side by side."""
-        return neighbours(items)
-
-    def fetch(self, items: Sequence[Item]) -> list[Content | SddError]:
-        """Return the images of a group.
-
-        Raises:
-            InputError: The archive cannot be read, or is shorter than it was.
-        """
-        if items[0].file is None:
-            return [*not_there(self.root, items)]
-        return [Content(data) for data in read_ranges(self.root, items)]
+    def content(self, item: Item, data: bytes) -> Content | SddError:  # noqa: ARG002
+        """Return the image of a member."""
+        return Content(data)
 
     def _files(self, file: str, members: Members, listing: Listing) -> Iterator[Member]:
         """Yield the regular files with usable names; note the rest, and where the archive ends."""
@@ -97,7 +76,7 @@ class TarSource(PackedSource):
                     continue
                 if problem := _problem(name, member):
                     shown = ascii(name)[1:-1] if problem[0] == _UNREADABLE else name
-                    listing.rejects.append(Reject(self._image_id(file, shown), *problem))
+                    listing.rejects.append(Reject(self.image_id(shown, file), *problem))
                 else:
                     yield member._replace(name=name)
         except DamagedArchiveError as error:
@@ -112,7 +91,7 @@ class TarSource(PackedSource):
             if member.name.lower().rpartition(".")[2] not in self.extensions:
                 listing.ignored_files += not self._is_label(member)
                 continue
-            image_id = self._image_id(file, member.name)
+            image_id = self.image_id(member.name, file)
             who = person if self.identity == "label" else person_in(member.name, self.identity)
             if member.size > MAX_FILE_BYTES:
                 detail = f"a member of {member.size:,} bytes"
@@ -140,9 +119,6 @@ class TarSource(PackedSource):
         extension = member.name[len(_key(member.name)) + 1 :]
         return self.identity == "label" and extension.lower() == self.label.label.lower()
 
-    def _image_id(self, file: str, name: str) -> str:
-        return image_id_of(name, file, self.only)
-
 
 def open_tar(config: SourceConfig, path: Location) -> TarSource:
     """Return the source of one tar file, or of all in a folder.
@@ -151,8 +127,7 @@ def open_tar(config: SourceConfig, path: Location) -> TarSource:
         InputError: Nothing is at the path.
     """
     root, only = place_of(path, ".tar")
-    extensions = tuple(extension.lower() for extension in config.extensions)
-    return TarSource(root, only, config.identity_rule, extensions, config.tar)
+    return TarSource(root, only, config.identity_rule, config.suffixes, config.tar)
 
 
 def _problem(name: str, member: Member) -> tuple[str, str] | None:
@@ -161,7 +136,7 @@ def _problem(name: str, member: Member) -> tuple[str, str] | None:
         name.encode()
     except UnicodeEncodeError:
         return _UNREADABLE, "the name is not UTF-8"
-    if "\0" in name or not set(name.split("/")).isdisjoint({"", ".", ".."}):
+    if not leads_below(name):
         return "unsafe_name", "expected a relative path without empty parts, '.', '..' and NUL"
     if not member.is_regular:
         return "not_a_file", "a link, device, sparse file or other special member"

@@ -5,7 +5,7 @@ the data are a protocol buffer, tf.train.Example, of which one feature is an ima
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,9 +18,7 @@ from sdd_ray.formats.images import ImageRejectedError
 from sdd_ray.formats.indexed import (
     at_place,
     beyond_end,
-    files_of,
     first_row,
-    not_there,
     place_of,
     read_columns,
     size_of,
@@ -31,9 +29,7 @@ from sdd_ray.formats.items import (
     Content,
     Item,
     Listing,
-    PackedSource,
-    neighbours,
-    read_ranges,
+    RangeSource,
 )
 from sdd_ray.settings import SourceConfig
 from sdd_ray.store.location import Location
@@ -59,30 +55,20 @@ _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 
 
 @dataclass(frozen=True)
-class TFRecordSource(PackedSource):
+class TFRecordSource(RangeSource):
     """Images in TFRecord files that index files name.
 
     Attributes:
-        indexes: Folder of the index files.
-        only: Name of the index file, if the source is one.
-        root: Folder of the record files; None: each index lies there.
+        root, only: Of the index files, see `PackedSource`.
+        records: Folder of the record files; None: that of each index.
         identity: `label` or `none`.
         image: Feature that holds the image file.
     """
 
-    indexes: Location
-    only: str | None
-    root: Location | None
+    records: Location | None
     identity: str
     image: str
-
-    def files(self) -> list[str]:
-        """Return the names of the index files, sorted.
-
-        Raises:
-            InputError: There is none.
-        """
-        return files_of(self.indexes, self.only, ".index")
+    suffix = ".index"
 
     def scan(self, file: str, listing: Listing) -> Iterator[Item]:
         """Yield the images of one index by record file and place; the records are not read.
@@ -90,41 +76,27 @@ class TFRecordSource(PackedSource):
         Raises:
             InputError: The index cannot be read or is none, or a record file is missing.
         """
-        for name, shard, table in _by_file(self.indexes / file):
+        for name, shard, table in _by_file(self.root / file):
             key = f"{self._folder(file)}{name}-{shard:05d}"
             records = f"{self._folder(file)}{name}/{name}-{shard:05d}.tfrecord"
-            if not (self._records / records).exists():
+            if not (self.holders / records).exists():
                 raise InputError(
-                    f"{(self.indexes / file).uri} names {(self._records / records).uri}, which is"
+                    f"{(self.root / file).uri} names {(self.holders / records).uri}, which is"
                     f" not there; source.tfrecord.root is the folder that holds {name}/"
                 )
             yield from self._items(key, records, table, listing)
 
-    def groups(self, items: Sequence[Item]) -> list[list[int]]:
-        """Return groups of images that lie side by side."""
-        return neighbours(items)
-
-    def fetch(self, items: Sequence[Item]) -> list[Content | SddError]:
-        """Return the image files.
-
-        Raises:
-            InputError: The record file cannot be read.
-        """
-        if items[0].file is None:
-            return [*not_there(self.indexes, items)]
-        blocks = read_ranges(self._records, items)
-        return [self._content(item, block) for item, block in zip(items, blocks, strict=True)]
-
     @property
-    def _records(self) -> Location:
-        return self.root or self.indexes
+    def holders(self) -> Location:
+        """Folder of the record files."""
+        return self.records or self.root
 
     def _folder(self, file: str) -> str:
-        return "" if self.root else file[: file.rfind("/") + 1]
+        return "" if self.records else file[: file.rfind("/") + 1]
 
     def _items(self, key: str, file: str, table: pa.Table, listing: Listing) -> Iterator[Item]:
         offsets = table["offset"].to_numpy()
-        place = self._records / file
+        place = self.holders / file
         size = size_of(place)
         for offset in offsets[offsets >= np.uint64(size)].tolist():
             listing.rejects.append(beyond_end(f"{key}/{offset}", place, offset, size))
@@ -147,9 +119,10 @@ class TFRecordSource(PackedSource):
                     detail = "its line in the index has no label"
                     listing.rejects.append(Reject(image_id, "no_identity", detail))
 
-    def _content(self, item: Item, block: bytes) -> Content | SddError:
+    def content(self, item: Item, data: bytes) -> Content | SddError:
+        """Return the image file in a record."""
         try:
-            return Content(_image_in(_data(block), self.image.encode()))
+            return Content(_image_in(_data(data), self.image.encode()))
         except ImageRejectedError as error:
             return at_place(item, error)
 

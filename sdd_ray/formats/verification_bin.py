@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdd_ray.errors import InputError, SddError
-from sdd_ray.formats.indexed import files_of, image_id_of, not_there, place_of
+from sdd_ray.formats.indexed import place_of
 from sdd_ray.formats.items import Content, Item, Listing, PackedSource
 from sdd_ray.settings import SourceConfig
 from sdd_ray.store.location import Location
@@ -39,20 +39,10 @@ class BinSource(PackedSource):
     """Images of verification sets; which pairs are one person names no persons.
 
     Attributes:
-        root: Folder of the files.
-        only: Name of the file, if the source is one file; keys do not begin with its name.
+        root, only: See `PackedSource`.
     """
 
-    root: Location
-    only: str | None
-
-    def files(self) -> list[str]:
-        """Return the names of the files, sorted.
-
-        Raises:
-            InputError: There is none.
-        """
-        return files_of(self.root, self.only, ".bin")
+    suffix = ".bin"
 
     def scan(self, file: str, listing: Listing) -> Iterator[Item]:  # noqa: ARG002
         """Yield the images of one file, two a pair; the offset is the number of the image.
@@ -61,7 +51,7 @@ class BinSource(PackedSource):
             InputError: The file cannot be read, or is no verification set.
         """
         for number in range(len(_images(self.root / file))):
-            yield Item(image_id_of(f"{number:06d}", file, self.only), None, file, number)
+            yield Item(self.image_id(f"{number:06d}", file), None, file, number)
 
     def groups(self, items: Sequence[Item]) -> list[list[int]]:
         """Return one group a file, which can only be read as a whole."""
@@ -70,15 +60,12 @@ class BinSource(PackedSource):
             groups.setdefault(item.file, []).append(place)
         return list(groups.values())
 
-    def fetch(self, items: Sequence[Item]) -> list[Content | SddError]:
+    def contents(self, file: str, items: Sequence[Item]) -> list[Content | SddError]:
         """Return the image files.
 
         Raises:
             InputError: The file cannot be read, is none, or has fewer images than were listed.
         """
-        file = items[0].file
-        if file is None:
-            return [*not_there(self.root, items)]
         images = _images(self.root / file)
         last = max(item.offset for item in items)
         if last >= len(images):

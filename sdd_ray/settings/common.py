@@ -53,8 +53,8 @@ class PoolResources:
     """Actors of one CPU each that read and decode images apart from the network; 0: each worker
     does so itself. Null: 0, or all CPUs that are left where the network runs on GPUs."""
     read_threads: PositiveInt | None = None
-    """Requests for images that a worker has under way at the same time. Null: 16 for s3://, else
-    one for each of its CPUs."""
+    """Requests for images that a worker has under way at the same time. Null: 16 for s3:// and for
+    lists, which may lead there, else one for each of its CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -188,6 +188,11 @@ class SourceConfig:
         return self.identity or _IDENTITIES[self.kind][0]
 
     @property
+    def suffixes(self) -> tuple[str, ...]:
+        """`extensions` in lower case."""
+        return tuple(extension.lower() for extension in self.extensions)
+
+    @property
     def is_remote(self) -> bool:
         """Whether reading an image may take tens of milliseconds: it lies, or may lie, on S3."""
         places = (self.path, self.list_file.root, self.tfrecord.root)

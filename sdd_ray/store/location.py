@@ -12,13 +12,13 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import fs
 
 from sdd_ray.errors import InputError, OutputError
-from sdd_ray.store import s3
 
 _PARTIAL = ".partial"
 
@@ -63,7 +63,7 @@ class Location:
             InputError: It is forbidden to look, or there is no such bucket.
         """
         if not self.is_local:
-            return s3.is_object(self._remote) or s3.is_folder(self._remote)
+            return bool(_s3().is_object(self._remote) or _s3().is_folder(self._remote))
         return bool(self._info().type != fs.FileType.NotFound)
 
     def is_folder(self) -> bool:
@@ -73,7 +73,7 @@ class Location:
             InputError: It is forbidden to look, or there is no such bucket.
         """
         if not self.is_local:
-            return s3.is_folder(self._remote)
+            return bool(_s3().is_folder(self._remote))
         return bool(self._info().type == fs.FileType.Directory)
 
     def read_bytes(self) -> bytes:
@@ -82,7 +82,8 @@ class Location:
         Raises:
             InputError: The file is missing or cannot be read.
         """
-        return s3.read(self._remote) if not self.is_local else self._read_local()
+        content: bytes = _s3().read(self._remote) if not self.is_local else self._read_local()
+        return content
 
     def read_small(self, most: int) -> bytes | int:
         """Return the content of the file, or its size if that is more than `most` bytes.
@@ -92,7 +93,10 @@ class Location:
         Raises:
             InputError: The file is missing or cannot be read.
         """
-        return s3.read_small(self._remote, most) if not self.is_local else self._read_local(most)
+        found: bytes | int = (
+            _s3().read_small(self._remote, most) if not self.is_local else self._read_local(most)
+        )
+        return found
 
     def open(self) -> pa.NativeFile:
         """Return the file opened for reading at any position.
@@ -103,7 +107,7 @@ class Location:
             InputError: The file is missing or cannot be opened.
         """
         if not self.is_local:
-            return s3.opened(self._remote)
+            return _s3().opened(self._remote)
         try:
             # A pipe or device would keep its reader waiting for ever.
             if not stat.S_ISREG(self._path.stat().st_mode):
@@ -118,10 +122,11 @@ class Location:
         Raises:
             InputError: The file is missing, cannot be read, or ends before.
         """
-        if not self.is_local:
-            found = s3.read_range(self._remote, offset, length)
-        else:
-            found = self._read_local_range(offset, length)
+        found: bytes = (
+            self._read_local_range(offset, length)
+            if self.is_local
+            else _s3().read_range(self._remote, offset, length)
+        )
         if len(found) != length:
             raise InputError(
                 f"{self.uri}: expected {length:,} bytes at {offset:,}, got {len(found):,}:"
@@ -136,7 +141,7 @@ class Location:
             OutputError: The place cannot be written, for example because the disk is full.
         """
         if not self.is_local:
-            s3.write(self._remote, content)
+            _s3().write(self._remote, content)
             return
         try:
             _write_local(self._path, content)
@@ -150,7 +155,7 @@ class Location:
             OutputError: It cannot be removed.
         """
         if not self.is_local:
-            s3.remove(self._remote)
+            _s3().remove(self._remote)
             return
         try:
             _system().delete_file(str(self._path))
@@ -166,7 +171,7 @@ class Location:
             OutputError: It cannot be removed.
         """
         if not self.is_local:
-            s3.remove_below(self._remote)
+            _s3().remove_below(self._remote)
             return
         try:
             _system().delete_dir(str(self._path))
@@ -188,7 +193,7 @@ class Location:
             InputError: The folder is missing or cannot be listed.
         """
         if not self.is_local:
-            yield from sorted(Entry(*found) for found in s3.children(self._remote))
+            yield from sorted(Entry(*found) for found in _s3().children(self._remote))
             return
         try:
             with os.scandir(self._path) as found:
@@ -203,7 +208,7 @@ class Location:
         Raises:
             InputError: The prefix is missing or cannot be listed.
         """
-        yield from s3.descendants(self._remote)
+        yield from _s3().descendants(self._remote)
 
     def key(self) -> Hashable:
         """Return what two locations of one folder have in common, however they were reached.
@@ -226,7 +231,7 @@ class Location:
             InputError: Nothing is there, or it is forbidden to look.
         """
         if not self.is_local:
-            return s3.tag(self._remote)
+            return str(_s3().tag(self._remote))
         try:
             found = self._path.stat()
         except OSError as error:
@@ -287,6 +292,13 @@ def output_location(text: str) -> Location:
             " removes: give an absolute path that all nodes reach, or s3://"
         )
     return place.absolute()
+
+
+def _s3() -> ModuleType:
+    """Return what reaches S3, which takes as long to import as all the rest of this module."""
+    from sdd_ray.store import s3
+
+    return s3
 
 
 @lru_cache(maxsize=1)

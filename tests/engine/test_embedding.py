@@ -15,8 +15,9 @@ from sdd_ray.engine.image_worker import Shard
 from sdd_ray.errors import ResourceError, WeightsError
 from sdd_ray.formats import drawn as drawn_source
 from sdd_ray.formats import source
+from sdd_ray.formats.items import Listing
 from sdd_ray.formats.reading import read_face
-from sdd_ray.formats.source import Listing, open_source
+from sdd_ray.formats.source import open_source
 from sdd_ray.settings import EmbedConfig
 from sdd_ray.store.dataset import open_dataset
 from sdd_ray.store.location import Location

@@ -318,6 +318,7 @@ def test_every_option_is_documented(tree):
 def test_help_prints_every_option_with_its_text(schema):
     text = help_text(schema, "python -m sdd_ray.x")
     assert text.startswith("usage: python -m sdd_ray.x --config FILE")
+    assert "\n " not in text.partition("Keys (default)")[0]
     for key, kind, default, description in describe_fields(schema):
         assert f"  {key}: {kind}{default}\n" in text
         assert description

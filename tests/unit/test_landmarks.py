@@ -151,14 +151,18 @@ class Packed(PackedSource):
     def groups(self, items):
         return [list(range(len(items)))]
 
-    def fetch(self, items):
+    def contents(self, file, items):
         assert items, "a group of nothing was asked for"
         return [Content(np.full((112, 112, 3), i.offset, np.uint8)) for i in items]
 
 
+def packed():
+    return Packed(Location("nowhere"), "file")
+
+
 def test_images_without_landmarks_are_set_aside(tmp_path):
     place = write(tmp_path, f"p4 {TEXT}\nother {TEXT}\np1 {TEXT} 0.5")
-    source, listing = WithLandmarks(Packed(), place), Listing()
+    source, listing = WithLandmarks(packed(), place), Listing()
     items = list(source.items(listing))
     assert items == [Item(f"p{n}", f"person{n}", "file", n, 1, POINTS) for n in (1, 4)]
     assert [(r.image_id, r.reason) for r in listing.rejects] == [
@@ -171,7 +175,7 @@ def test_images_without_landmarks_are_set_aside(tmp_path):
 @pytest.mark.parametrize("kind", [Packed, "folder"])
 def test_located_items_bring_their_landmarks(tmp_path, kind):
     place = write(tmp_path, f"p4 {TEXT}\np1 {TEXT}")
-    inner = Packed() if kind is Packed else open_source(folder_config(tmp_path))
+    inner = packed() if kind is Packed else open_source(folder_config(tmp_path))
     source = WithLandmarks(inner, place)
     assert source.needs_listing == (kind is Packed)
     table = locate(source, pa.chunked_array([["p1", "p2"], ["nowhere", "p4"]]))
@@ -185,13 +189,13 @@ def test_located_items_bring_their_landmarks(tmp_path, kind):
 
 
 def test_located_nothing(tmp_path):
-    source = WithLandmarks(Packed(), write(tmp_path, f"p4 {TEXT}"))
+    source = WithLandmarks(packed(), write(tmp_path, f"p4 {TEXT}"))
     table = locate(source, pa.chunked_array([[]], pa.string()))
     assert table.equals(columns.INDEX.empty_table())
 
 
 def test_what_has_no_landmarks_is_not_shown_unaligned(tmp_path):
-    source = WithLandmarks(Packed(), write(tmp_path, f"p4 {TEXT}"))
+    source = WithLandmarks(packed(), write(tmp_path, f"p4 {TEXT}"))
     items = from_table(locate(source, pa.chunked_array([["p1", "p4", "p5"]])))
     contents = source.fetch(items)
     assert [getattr(content, "reason", None) for content in contents] == [

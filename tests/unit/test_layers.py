@@ -92,6 +92,11 @@ def test_only_the_engine_knows_ray():
     assert users == {"engine"}
 
 
+def test_local_files_need_no_s3():
+    code = "from sdd_ray.store.location import Location\nLocation('/').entries()"
+    assert imported_by(code, "boto3", "botocore", "pyarrow") == ["pyarrow"]
+
+
 def test_package_imports_nothing():
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]

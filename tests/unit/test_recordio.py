@@ -11,6 +11,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import contents_of as read
+from pictures import fetched, listed
 from PIL import Image
 
 from sdd_ray.errors import ConfigError, InputError
@@ -71,27 +73,6 @@ def source(path, identity=None, **options):
     config = RecordIOConfig(**options)
     kind = SourceConfig(kind="recordio", path=str(path), identity=identity, recordio=config)
     return open_source(kind)
-
-
-def listed(images):
-    listing = Listing()
-    return list(images.items(listing)), listing
-
-
-def fetched(images, items):
-    """Return what is at each item, fetched in the groups of the source."""
-    found = [None] * len(items)
-    for group in images.groups(items):
-        for place, content in zip(group, images.fetch([items[i] for i in group]), strict=True):
-            found[place] = content
-    return found
-
-
-def read(images):
-    """Return image_id, identity and bytes of each image."""
-    items = listed(images)[0]
-    pairs = zip(items, fetched(images, items), strict=True)
-    return [(item.image_id, item.identity or found.identity, found.data) for item, found in pairs]
 
 
 def picture(seed):

@@ -13,9 +13,9 @@ from sdd_ray.errors import InputError
 from sdd_ray.formats.drawn import SyntheticSource
 from sdd_ray.formats.folder import FolderSource
 from sdd_ray.formats.images import ImageRejectedError
-from sdd_ray.formats.items import Item, files_at, from_table
+from sdd_ray.formats.items import Item, Listing, files_at, from_table
 from sdd_ray.formats.reading import read_face
-from sdd_ray.formats.source import Listing, locate, open_source
+from sdd_ray.formats.source import locate, open_source
 from sdd_ray.settings import SourceConfig, SyntheticConfig
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import Reject
