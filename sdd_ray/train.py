@@ -16,12 +16,12 @@ def run(config: TrainConfig) -> None:
         SddError: An input, the output or the cluster is not as it should be, or training failed.
     """
     from sdd_ray.engine.session import session
-    from sdd_ray.engine.training import train_network
-    from sdd_ray.engine.training_data import prepare
-    from sdd_ray.engine.training_output import publish
+    from sdd_ray.engine.training import plan_fit, train_network
+    from sdd_ray.engine.training_output import EVENTS_NAME, publish
+    from sdd_ray.engine.training_rows import prepare
     from sdd_ray.store.dataset import open_dataset
     from sdd_ray.store.location import output_location
-    from sdd_ray.store.recogniser import recogniser_spec, weights_digest
+    from sdd_ray.store.recogniser import load_backbone, recogniser_spec, weights_digest
     from sdd_ray.store.run import OutputRun
     from sdd_ray.store.summary import say_done
 
@@ -32,11 +32,14 @@ def run(config: TrainConfig) -> None:
     }
     output = OutputRun(output_location(config.output), "train", config, inputs)
     if not output.is_complete:
-        data = prepare(config, labels)
-        sys.stderr.write(f"train: {data.summary}\n")
+        load_backbone(recogniser_spec(config.recogniser))  # weights that do not fit end here
         with session(config.ray):
             try:
-                trained = train_network(config, data, output.work)
+                data = prepare(config, labels, output.work)
+                sys.stderr.write(f"train: {data.summary}\n")
+                plan = plan_fit(config, labels, data, "train")
+                events = output.output / EVENTS_NAME
+                trained = train_network(plan, data, output.work, events)
             finally:
                 output.pause()
         publish(config, data, trained, output)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 FAILED = -1
 """The integer quality of an image that could not be assessed. Source: ISO/IEC 29794-5 tools."""
@@ -69,13 +70,7 @@ class QuantileMap:
             >>> fitted.apply(np.array([0.0, 1.0, 1.5, 2.0, 9.0])).tolist()
             [0.0, 0.0, 25.0, 50.0, 100.0]
         """
-        raw = np.asarray(raw, np.float64)
-        if raw.ndim != 1 or not raw.size or not np.isfinite(raw).all():
-            raise ValueError(
-                f"expected (N,) finite predictions with N >= 1, got shape {raw.shape}"
-                f" with {int((~np.isfinite(raw)).sum())} that are not finite"
-            )
-        percentiles = np.maximum.accumulate(np.percentile(raw, _PERCENT))
+        percentiles = np.maximum.accumulate(np.percentile(_finite(raw), _PERCENT))
         knots, groups = np.unique(percentiles, return_inverse=True)
         quality = np.bincount(groups, weights=_PERCENT) / np.bincount(groups)
         return cls(tuple(knots.tolist()), tuple(quality.tolist()))
@@ -94,7 +89,7 @@ class QuantileMap:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the map as plain JSON values."""
-        return {"raw": list(self.raw), "quality": list(self.quality)}
+        return {"kind": "quantile", "raw": list(self.raw), "quality": list(self.quality)}
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> "QuantileMap":
@@ -103,12 +98,116 @@ class QuantileMap:
         Raises:
             ValueError: The keys are others, or the knots are not allowed.
         """
-        if set(description) != {"raw", "quality"}:
-            raise ValueError(f"expected the keys quality and raw, got {sorted(description)}")
+        _check_keys(description, "quality", "raw")
         return cls(
             tuple(float(knot) for knot in description["raw"]),
             tuple(float(value) for value in description["quality"]),
         )
+
+
+@dataclass(frozen=True)
+class SigmoidMap:
+    """Logistic curve from raw predictions to (0, 100), steepest in the middle.
+
+    Unlike quantiles it keeps apart what lies beyond all predictions it was fitted on.
+
+    Attributes:
+        centre: Raw prediction of quality 50.
+        scale: Raw units; positive.
+
+    Raises:
+        ValueError: A value is not finite, or the scale is not positive.
+    """
+
+    centre: float
+    scale: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.centre) and np.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"expected a finite centre and a finite scale > 0, got {self}")
+
+    @classmethod
+    def fit(cls, raw: NDArray[np.floating[Any]]) -> "SigmoidMap":
+        """Return the curve with the median of `raw` at 50 and its quartiles 50 qualities apart.
+
+        Quartiles as far below the median as above it lie at 25 and 75. Where they are one value,
+        the scale is 1.
+
+        Args:
+            raw: (N,) predictions, N >= 1, all finite.
+
+        Raises:
+            ValueError: There are none, or one is not finite.
+
+        Example:
+            >>> fitted = SigmoidMap.fit(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+            >>> fitted.apply(np.array([2.0, 3.0, 4.0])).round(9).tolist()
+            [25.0, 50.0, 75.0]
+        """
+        low, middle, high = np.percentile(_finite(raw), [25, 50, 75]).tolist()
+        return cls(middle, (high - low) / (2 * np.log(3.0)) if high > low else 1.0)
+
+    def apply(self, raw: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return qualities in [0, 100]: larger raw values never get a smaller one.
+
+        Args:
+            raw: Predictions of any shape.
+
+        Returns:
+            Qualities of the same shape; NaN where the prediction is not finite.
+        """
+        raw = np.asarray(raw, np.float64)
+        known = np.where(np.isfinite(raw), raw, np.nan)
+        with np.errstate(over="ignore"):  # infinitely many scales away is 0 or 100
+            quality: NDArray[np.float64] = 100 * expit((known - self.centre) / self.scale)
+        return quality
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the map as plain JSON values."""
+        return {"kind": "sigmoid", "centre": self.centre, "scale": self.scale}
+
+    @classmethod
+    def from_dict(cls, description: Mapping[str, Any]) -> "SigmoidMap":
+        """Return the map that `to_dict` described.
+
+        Raises:
+            ValueError: The keys are others, or the values are not allowed.
+        """
+        _check_keys(description, "centre", "scale")
+        return cls(float(description["centre"]), float(description["scale"]))
+
+
+Calibration = QuantileMap | SigmoidMap
+
+
+def calibration_from_dict(description: Mapping[str, Any]) -> Calibration:
+    """Return the map that its `to_dict` described; without a kind it is an older quantile map.
+
+    Raises:
+        ValueError: The kind is unknown, the keys are others, or the values are not allowed.
+    """
+    kind = description.get("kind", "quantile")
+    if kind == "quantile":
+        return QuantileMap.from_dict(description)
+    if kind == "sigmoid":
+        return SigmoidMap.from_dict(description)
+    raise ValueError(f"expected a calibration of kind quantile or sigmoid, got {kind!r}")
+
+
+def _check_keys(description: Mapping[str, Any], *wanted: str) -> None:
+    found = set(description) - {"kind"}
+    if found != set(wanted):
+        raise ValueError(f"expected the keys {' and '.join(wanted)}, got {sorted(found)}")
+
+
+def _finite(raw: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    exact = np.asarray(raw, np.float64)
+    if exact.ndim != 1 or not exact.size or not np.isfinite(exact).all():
+        raise ValueError(
+            f"expected (N,) finite predictions with N >= 1, got shape {exact.shape}"
+            f" with {int((~np.isfinite(exact)).sum())} that are not finite"
+        )
+    return exact
 
 
 def integer_quality(quality: NDArray[np.floating[Any]]) -> NDArray[np.int8]:

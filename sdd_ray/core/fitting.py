@@ -1,157 +1,267 @@
-"""Fit a quality network: one epoch of optimiser steps, one validation pass, the state between them.
+"""Fit a quality network: optimiser steps, predictions for validation, the state between epochs.
 
 Knows tensors alone: where batches come from, how many workers there are and where states are kept
 is decided outside.
 
-Shapes: N images of a batch, uint8 RGB (N, 112, 112, 3); one target an image, in [0, 100].
+Shapes: N images of a batch, uint8 RGB (N, 112, 112, 3).
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from sdd_ray.core.augmentation import degrade, mirror
+from sdd_ray.core.averaging import WeightAverage
+from sdd_ray.core.losses import Loss
 from sdd_ray.core.preprocess import Preprocessing
-from sdd_ray.core.statistics import rank_correlation
+from sdd_ray.core.schedule import Schedule
 
-Batch = tuple[NDArray[np.uint8], NDArray[np.float32]]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+_NAMED = 8
+"""Images of a faulty batch that a message names."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images that make one optimiser step of a worker, or a part of a validation pass.
+
+    Attributes:
+        images: (N, 112, 112, 3) uint8 RGB.
+        targets: (N,) float32 labels.
+        weights: (N,) float32, how much each counts; 0 for a stand-in of an image that could not be
+            read.
+        keys: (N,) uint64 hashes of the image_ids: what augmentation draws from.
+        rows: (N,) int64 places within the part.
+        image_ids: (N,) names for messages.
+    """
+
+    images: NDArray[np.uint8]
+    targets: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    keys: NDArray[np.uint64]
+    rows: NDArray[np.int64]
+    image_ids: NDArray[np.object_]
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.targets)
+
+    def parts(self, number: int) -> Iterator["Batch"]:
+        """Yield the batch in `number` parts of nearly equal size, without empty ones."""
+        for rows in np.array_split(np.arange(len(self)), min(number, len(self))):
+            yield Batch(
+                self.images[rows],
+                self.targets[rows],
+                self.weights[rows],
+                self.keys[rows],
+                self.rows[rows],
+                self.image_ids[rows],
+            )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is fitted; the options of `sdd_ray.settings.OptimiserConfig`."""
+    """How a network is fitted; see the options of `sdd_ray.settings.TrainConfig`."""
 
-    learning_rate: float
-    weight_decay: float
-    milestones: tuple[int, ...]
-    decay: float
-    huber_zeta: float
-    flip: bool
-    seed: int
+    schedule: Schedule
+    kind: Literal["adam", "adamw"] = "adam"
+    weight_decay: float = 0.0
+    loss: Loss = field(default_factory=Loss)
+    accumulate: int = 1
+    clip_norm: float | None = None
+    ema: float = 0.0
+    flip: bool = True
+    degrade_share: float = 0.0
+    precision: Precision = "float32"
+    seed: int = 0
 
 
 @dataclass(frozen=True)
-class ValidationResult:
-    """Figures of one validation pass; spearman is NaN where a side is constant."""
+class Step:
+    """One optimiser step: images of this worker, their mean loss, where the epoch is."""
 
+    images: int
     loss: float
-    mae: float
-    spearman: float
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """The figures by name."""
-        return {"loss": self.loss, "mae": self.mae, "spearman": self.spearman}
 
 
 class Fitter:
     """A network while it is fitted.
 
     Args:
-        network: Maps (N, 3, h, w) float32 to (N,) qualities; it may be wrapped for many workers.
+        network: Maps (N, 3, h, w) float32 to (N,) qualities.
         preprocessing: From images to the network's input.
         recipe: How to fit.
         device: Where the network lies.
+        wrapped: The network as it is called in training, wrapped for many workers; None for itself.
 
     Source:
-        Adam, its betas and eps, and the milestones: TFace quality/ train_config.py. Huber loss:
-        Ou et al., "SDD-FIQA", CVPR 2021, eq. 12.
+        Betas and eps: TFace quality/ train_config.py. Huber loss: Ou et al., "SDD-FIQA", CVPR 2021,
+        eq. 12.
     """
 
     def __init__(
         self,
-        network: torch.nn.Module,
+        network: nn.Module,
         preprocessing: Preprocessing,
         recipe: Recipe,
         device: torch.device,
+        wrapped: nn.Module | None = None,
     ) -> None:
-        self.network, self.device = network, device
-        self._preprocessing, self._recipe = preprocessing, recipe
-        self._optimiser = torch.optim.Adam(
-            network.parameters(),
-            lr=recipe.learning_rate,
+        self.network, self.device, self.recipe = network, device, recipe
+        self._called = network if wrapped is None else wrapped
+        self._preprocessing = preprocessing
+        kind = torch.optim.Adam if recipe.kind == "adam" else torch.optim.AdamW
+        self._parameters = [p for p in network.parameters() if p.requires_grad]
+        self._optimiser = kind(
+            self._parameters,
+            lr=recipe.schedule.learning_rate,
             betas=(0.9, 0.99),
             eps=1e-6,
             weight_decay=recipe.weight_decay,
         )
-        self._schedule = torch.optim.lr_scheduler.MultiStepLR(
-            self._optimiser, list(recipe.milestones), recipe.decay
-        )
+        self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+        self._average = WeightAverage(network, recipe.ema) if recipe.ema else None
 
-    def train_epoch(
-        self, batches: Iterable[Batch], epoch: int, rank: int = 0
-    ) -> Iterator[tuple[int, float]]:
-        """Make one optimiser step for each batch; yield (images, mean loss) after each.
+    def train_epoch(self, batches: Iterable[Batch], epoch: int, steps: int) -> Iterator[Step]:
+        """Make one optimiser step for each batch; yield after each what came of the one before.
 
-        Epochs count from 0, in messages from 1. Mirroring depends on (seed, epoch, rank) alone, so
-        a resumed run goes on as it would have.
+        The loss of a step is looked at only after the next one was begun, so that a GPU never
+        waits for it; the last one follows at the end.
+
+        Args:
+            batches: Of this worker.
+            epoch: Number of the epoch from 0; in messages from 1. Augmentation depends on (seed,
+                epoch, image) alone.
+            steps: Steps of an epoch, for the learning rate.
 
         Raises:
-            ValueError: The loss is no longer a finite number.
+            ValueError: A loss is not a finite number; the message names the batch.
         """
         self.network.train()
-        generator = np.random.default_rng([self._recipe.seed, epoch, rank])
-        for step, (originals, targets) in enumerate(batches):
-            images = _mirror_some(originals, generator) if self._recipe.flip else originals
-            predicted = self.network(self._input(images))
-            loss = self._loss(predicted, torch.as_tensor(targets, device=self.device))
-            value = float(loss.detach())
-            if not np.isfinite(value):
-                raise ValueError(
-                    f"the loss is {value} at epoch {epoch + 1}, step {step + 1}:"
-                    " lower the learning rate"
-                )
-            self._optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            self._optimiser.step()
-            yield len(images), value
-        self._schedule.step()
+        before: tuple[Batch, Tensor] | None = None
+        number = 0
+        for number, batch in enumerate(batches, 1):
+            loss = self._step(batch, epoch, epoch + min(number / steps, 1.0))
+            if before is not None:
+                yield _looked_at(*before, epoch, number - 1)
+            before = batch, loss
+        if before is not None:
+            yield _looked_at(*before, epoch, number)
 
-    def validate(self, batches: Iterable[Batch]) -> tuple[ValidationResult, NDArray[np.float32]]:
-        """Return the figures over all batches, and the raw predictions in ascending order."""
-        pairs = [(predict(self.network, self._input(x)), y) for x, y in batches]
-        if not pairs:
-            raise ValueError("expected at least one validation batch, got none")
-        predicted = np.concatenate([p for p, _ in pairs]).astype(np.float64)
-        targets = np.concatenate([t for _, t in pairs]).astype(np.float64)
-        # Sums in an order of their own, so that the order of the batches changes no digit.
-        order = np.lexsort((targets, predicted))
-        predicted, targets = predicted[order], targets[order]
-        loss = self._loss(torch.from_numpy(predicted), torch.from_numpy(targets))
-        result = ValidationResult(
-            loss=float(loss),
-            mae=float(np.abs(predicted - targets).mean()),
-            spearman=rank_correlation(predicted, targets),
-        )
-        return result, predicted.astype(np.float32)
+    def predictions(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
+        """Yield each batch with its raw predictions, of the averaged weights where there are some.
+
+        They are computed in float32, as score does.
+        """
+        trained = None
+        if self._average is not None:
+            trained = {name: value.clone() for name, value in self.network.state_dict().items()}
+            self.network.load_state_dict(self._average.weights())
+        try:
+            for batch in batches:
+                yield batch, predict(self.network, self._input(batch.images))
+        finally:
+            if trained is not None:
+                self.network.load_state_dict(trained)
+
+    def published(self) -> dict[str, Tensor]:
+        """Return the weights that validation judged."""
+        return self.network.state_dict() if self._average is None else self._average.weights()
 
     def state(self) -> dict[str, Any]:
         """Return everything that going on needs, the network aside."""
-        return {"optimiser": self._optimiser.state_dict(), "schedule": self._schedule.state_dict()}
+        return {
+            "optimiser": self._optimiser.state_dict()["state"],
+            "scaler": self._scaler.state_dict(),
+            "average": {} if self._average is None else self._average.state(),
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up the state that `state` returned."""
-        self._optimiser.load_state_dict(state["optimiser"])
-        self._schedule.load_state_dict(state["schedule"])
+        """Take up the state that `state` returned; rates and penalties stay the recipe's.
 
-    def _input(self, images: NDArray[np.uint8]) -> torch.Tensor:
+        A search may so go on from the state of a fit with another recipe.
+        """
+        groups = self._optimiser.state_dict()["param_groups"]
+        self._optimiser.load_state_dict({"state": state["optimiser"], "param_groups": groups})
+        self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None and state["average"]:
+            self._average.load_state(state["average"])
+
+    def _step(self, batch: Batch, epoch: int, done: float) -> Tensor:
+        """Make one optimiser step; return the mean loss, still on the device."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.recipe.schedule.rate(done)
+        self._optimiser.zero_grad(set_to_none=True)
+        parts = list(batch.parts(self.recipe.accumulate))
+        weight = float(batch.weights.sum()) or 1.0
+        total = torch.zeros((), device=self.device)
+        for place, part in enumerate(parts):
+            with self._gathering(is_last=place == len(parts) - 1):
+                loss = self._loss(part, epoch) * (float(part.weights.sum()) / weight)
+                torch.autograd.backward(self._scaler.scale(loss))
+            total += loss.detach()
+        if self.recipe.clip_norm is not None:
+            self._scaler.unscale_(self._optimiser)
+            nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_norm)
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        if self._average is not None:
+            self._average.update(self.network)
+        return total
+
+    def _gathering(self, is_last: bool) -> AbstractContextManager[Any]:
+        """Workers exchange gradients with the last part of a batch only."""
+        if is_last or not isinstance(self._called, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        context: AbstractContextManager[Any] = self._called.no_sync()
+        return context
+
+    def _loss(self, batch: Batch, epoch: int) -> Tensor:
+        recipe = self.recipe
+        images = batch.images
+        if recipe.flip:
+            images = mirror(images, batch.keys, recipe.seed, epoch)
+        pixels = torch.tensor(images).to(self.device)
+        if recipe.degrade_share:
+            pixels = degrade(pixels, batch.keys, recipe.degrade_share, recipe.seed, epoch)
+        inputs = self._preprocessing.apply_tensor(pixels)
+        if recipe.precision == "float32":
+            predicted = self._called(inputs)
+        else:
+            kind = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float16
+            with torch.autocast(self.device.type, kind):
+                predicted = self._called(inputs)
+        targets, weights = (
+            torch.as_tensor(values, device=self.device) for values in (batch.targets, batch.weights)
+        )
+        return recipe.loss(predicted.float(), targets, weights)
+
+    def _input(self, images: NDArray[np.uint8]) -> Tensor:
         return self._preprocessing.apply_tensor(torch.tensor(images).to(self.device))
 
-    def _loss(self, predicted: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.huber_loss(predicted, targets, delta=self._recipe.huber_zeta)
 
-
-def _mirror_some(images: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
-    mirrored = generator.random(len(images)) < 0.5
-    return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-
-
-def predict(network: torch.nn.Module, inputs: torch.Tensor) -> NDArray[np.float32]:
+def predict(network: nn.Module, inputs: Tensor) -> NDArray[np.float32]:
     """Return the network's output for preprocessed inputs, without training it, as float32."""
     network.eval()
     with torch.inference_mode():
         output: NDArray[np.float32] = network(inputs).float().cpu().numpy()
     return output
+
+
+def _looked_at(batch: Batch, loss: Tensor, epoch: int, step: int) -> Step:
+    value = float(loss)
+    if not np.isfinite(value):
+        named = ", ".join(str(name) for name in batch.image_ids[:_NAMED])
+        more = f" and {len(batch) - _NAMED:,} more" if len(batch) > _NAMED else ""
+        raise ValueError(
+            f"the loss is {value} at epoch {epoch + 1}, step {step}, images {named}{more}: lower"
+            " the learning rate, or set optimiser.clip_norm"
+        )
+    return Step(len(batch), value)

@@ -1,37 +1,48 @@
-"""Lines from workers to the user's terminal, without Ray's prefixes."""
+"""Lines and figures from workers to the driver: to the user's terminal, without Ray's prefixes."""
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 
+Note = str | dict[str, float]
+
 
 class _Board:
-    """Holds lines until the driver takes them."""
+    """Holds notes until the driver takes them."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        self._notes: list[Note] = []
 
-    def put(self, line: str) -> None:
-        self._lines.append(line)
+    def put(self, note: Note) -> None:
+        self._notes.append(note)
 
-    def take(self) -> list[str]:
-        lines, self._lines = self._lines, []
-        return lines
+    def take(self) -> list[Note]:
+        notes, self._notes = self._notes, []
+        return notes
 
 
 @contextmanager
-def board() -> Iterator[Any]:
-    """Yield an actor to which workers `put` lines; they appear on standard error as they come."""
+def board(figures: Callable[[dict[str, float]], None] | None = None) -> Iterator[Any]:
+    """Yield an actor to which workers `put` notes.
+
+    Args:
+        figures: Called on the driver with the figures that workers put, in their order.
+
+    Lines appear on standard error as they come.
+    """
     actor: Any = ray.remote(num_cpus=0)(_Board).remote()
     stop = threading.Event()
 
     def show() -> None:
-        for line in ray.get(actor.take.remote()):
-            sys.stderr.write(line + "\n")
+        for note in ray.get(actor.take.remote()):
+            if isinstance(note, str):
+                sys.stderr.write(note + "\n")
+            elif figures is not None:
+                figures(note)
         sys.stderr.flush()
 
     def watch() -> None:

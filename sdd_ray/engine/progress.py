@@ -55,9 +55,9 @@ class Progress:
         if rate > 0:
             text += f", {rate:,.0f}/s"
         if self.total is None or self.done >= self.total:
-            return text + f", {_clock(spent)}"
+            return text + f", {clock(spent)}"
         if rate > 0:
-            text += f", {_clock((self.total - self.done) / rate)} left"
+            text += f", {clock((self.total - self.done) / rate)} left"
         return text
 
     def _of_all(self) -> str:
@@ -71,7 +71,8 @@ class Progress:
         self._stream.flush()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return a time span as people write it."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

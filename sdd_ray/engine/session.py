@@ -32,6 +32,7 @@ def session(config: RayConfig) -> Iterator[None]:
         yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # the dashboard's page of Train
     # Ray's note that a local cluster asks for a token is no concern of its only user.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     if address:

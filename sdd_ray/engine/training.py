@@ -1,9 +1,12 @@
 """Train a quality model with Ray Train: data-parallel workers, checkpoints, the best epoch kept."""
 
+import hashlib
+import os
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +32,41 @@ from sdd_ray.core.fitting import Batch, Fitter
 from sdd_ray.core.models import QualityArchitecture, QualityNetwork
 from sdd_ray.core.preprocess import Preprocessing
 from sdd_ray.engine.board import board
+from sdd_ray.engine.event_files import EventFile
 from sdd_ray.engine.fitting import BETTER, EpochResult, Fit, FitPlan, epoch_line, start_network
 from sdd_ray.engine.session import available, interruptible, pool_size
-from sdd_ray.engine.training_data import TrainingData, batches, image_datasets, in_order
-from sdd_ray.errors import ResourceError, SddError
+from sdd_ray.engine.training_data import (
+    ImageDatasets,
+    Sharing,
+    Unreadable,
+    batches,
+    image_datasets,
+)
+from sdd_ray.engine.training_rows import TrainingData
+from sdd_ray.engine.validation_comparisons import validation_comparisons
+from sdd_ray.errors import ResourceError, SddError, WeightsError
 from sdd_ray.settings import TrainConfig
+from sdd_ray.store.dataset import Dataset
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import Reject
 
-_STATE = "state.pt"
+_STATE, _DIGEST = "state.pt", "state.sha256"
 
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """The best epoch of a training run, and how it came about."""
+    """The best epoch of a training run, and how it came about.
+
+    Attributes:
+        network: With the weights of that epoch, set to evaluation.
+        architecture: How it is built.
+        preprocessing: What it expects of its input.
+        predicted: Raw predictions for the validation images, ascending.
+        best_epoch: Number of the epoch from 1.
+        figures: Of that epoch.
+        history: Figures of all epochs up to the last one.
+        rejects: Images that could not be read.
+    """
 
     network: QualityNetwork
     architecture: QualityArchitecture
@@ -50,54 +74,103 @@ class TrainedNetwork:
     predicted: NDArray[np.float32]
     best_epoch: int
     figures: dict[str, float]
+    history: list[dict[str, float]]
     rejects: list[Reject]
 
 
-def train_network(config: TrainConfig, data: TrainingData, work: Location) -> TrainedNetwork:
+def plan_fit(config: TrainConfig, labels: Dataset, data: TrainingData, command: str) -> FitPlan:
+    """Return what workers need to know, the comparisons between validation images included.
+
+    Says so on standard error where these cannot be made.
+
+    Raises:
+        InputError: They cannot be made, but the configuration asks for them.
+    """
+    comparisons, reason = validation_comparisons(config, labels, data.validation)
+    if comparisons is None:
+        sys.stderr.write(f"{command}: no validation figure pauc: {reason}\n")
+    return FitPlan(
+        config, data.mean_target, data.train.num_rows, data.validation.num_rows, comparisons
+    )
+
+
+def train_network(
+    plan: FitPlan, data: TrainingData, work: Location, events: Location
+) -> TrainedNetwork:
     """Train on all workers and return the network of the best epoch.
 
     Run again with the same `work`, training goes on after its last checkpoint.
 
     Args:
-        config: The configuration.
+        plan: What to fit.
         data: Images and labels.
         work: Folder for checkpoints, reached by every worker.
+        events: Folder for TensorBoard's files.
 
     Raises:
         ResourceError: The cluster has no room for the workers.
         SddError: Training failed; the message says why.
     """
+    config = plan.config
     check_resources(config)
     images = image_datasets(config, data)
-    plan = FitPlan(config, data.mean_target, config.resources.workers)
-    resources = config.resources
-    needs = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
-    with board() as lines:
-        trainer = TorchTrainer(
-            _train_loop,
-            train_loop_config={"plan": plan, "board": lines},
-            datasets={"train": images.train, "validation": images.validation},
-            dataset_config=ray.train.DataConfig(["train"], execution_options=in_order()),
-            scaling_config=ScalingConfig(
-                num_workers=resources.workers, use_gpu=resources.use_gpu, resources_per_worker=needs
-            ),
-            run_config=RunConfig(
-                name="fit",
-                storage_path=work.uri,
-                callbacks=[_NotAgain()],  # type: ignore[list-item]  # the hint names Tune's class
-                failure_config=FailureConfig(max_failures=resources.max_failures),
-                checkpoint_config=CheckpointConfig(
-                    num_to_keep=2,
-                    checkpoint_score_attribute=config.best,
-                    checkpoint_score_order=BETTER[config.best],
-                ),
-            ),
-        )
-        result = _fit(trainer)
+    with EventFile(events) as file:
+
+        def write(figures: dict[str, float]) -> None:
+            file.add(int(figures["epoch"]), figures)
+
+        with board(write) as lines:
+            result = _fit(trainer(plan, images, "fit", work, lines, [_NotAgain()]))
     best = result.get_best_checkpoint(config.best, BETTER[config.best])
     if best is None:
         raise SddError("training ended without a checkpoint; see the messages above")
-    return _trained(plan, best, images.rejects)
+    return trained_network(plan, read_state(best), read_state(result.checkpoint))
+
+
+def trainer(
+    plan: FitPlan,
+    images: ImageDatasets,
+    name: str,
+    storage: Location,
+    lines: Any,
+    callbacks: Sequence[UserCallback],
+) -> TorchTrainer:
+    """Return a run of Ray Train under a name; one that is there already goes on.
+
+    Args:
+        plan: What to fit.
+        images: Decoded images.
+        name: Of the run, a folder in `storage`.
+        storage: Folder for checkpoints, reached by every worker.
+        lines: Board for lines and figures.
+        callbacks: Of the run.
+    """
+    config, resources = plan.config, plan.config.resources
+    needs = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
+    least = resources.min_workers or resources.workers
+    workers: Any = resources.workers if least == resources.workers else (least, resources.workers)
+    return TorchTrainer(
+        _train_loop,
+        train_loop_config={"plan": plan, "board": lines},
+        datasets={"train": images.train, "validation": images.validation},
+        dataset_config=Sharing(),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=resources.use_gpu,
+            resources_per_worker=needs,
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage.uri,
+            callbacks=list(callbacks),  # type: ignore[arg-type]  # the hint names Tune's class
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=2,
+                checkpoint_score_attribute=config.best,
+                checkpoint_score_order=BETTER[config.best],
+            ),
+        ),
+    )
 
 
 def check_resources(config: TrainConfig) -> None:
@@ -108,7 +181,8 @@ def check_resources(config: TrainConfig) -> None:
     """
     resources = config.resources
     gpus = 1.0 if resources.use_gpu else 0.0
-    pool_size(resources.workers, resources.cpus_per_worker, gpus, spare_cpus=1.0)
+    least = resources.min_workers or resources.workers
+    pool_size(least, resources.cpus_per_worker, gpus, spare_cpus=1.0)
     if config.optimiser.batch_size < 2 * resources.workers:
         raise ResourceError(
             f"optimiser.batch_size={config.optimiser.batch_size} leaves fewer than 2 images to each"
@@ -130,10 +204,10 @@ class _NotAgain(UserCallback):
                 raise error
 
 
-def _fit(trainer: TorchTrainer) -> Any:
+def _fit(run: TorchTrainer) -> Any:
     try:
         with interruptible():
-            return trainer.fit()
+            return run.fit()
     except TrainingFailedError as error:
         raise SddError(f"training failed: {_cause(error)}") from error
 
@@ -149,30 +223,81 @@ def _cause(error: TrainingFailedError) -> Exception:
 
 def _train_loop(loop_config: dict[str, Any]) -> None:
     """Run on every training worker."""
-    plan: FitPlan = loop_config["plan"]
-    torch.set_num_threads(max(1, int(plan.config.resources.cpus_per_worker)))
-    rank = ray.train.get_context().get_world_rank()
-    network, _, preprocessing = start_network(plan)
-    # Depthwise convolutions run faster so, on the CPU as on the GPU; the numbers stay the same.
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
-    device = ray.train.torch.get_device()
-    wrapped = ray.train.torch.prepare_model(network, device)
-    fit = Fit(plan, network, Fitter(wrapped, preprocessing, plan.recipe, device), rank)
-    state = _resume()
+    context = ray.train.get_context()
+    plan: FitPlan = replace(loop_config["plan"], workers=context.get_world_size())
+    lines, rank = loop_config["board"], context.get_world_rank()
+    fit = new_fit(
+        plan,
+        ray.train.torch.get_device(),
+        rank=rank,
+        gather=_gather if plan.workers > 1 else None,
+        wrap=ray.train.torch.prepare_model,
+        say=(lambda line: lines.put.remote(f"train: {line}")) if rank == 0 else None,
+    )
+    checkpoint = ray.train.get_checkpoint()
+    state = None if checkpoint is None else read_state(checkpoint)
     first = 0 if state is None else state["epoch"] + 1
     train, validation = (ray.train.get_dataset_shard(name) for name in ("train", "validation"))
-
-    def train_batches(epoch: int) -> Iterator[Batch]:
-        return batches(train, plan.batch_per_worker, plan.shuffle_seed(epoch))
-
-    def validation_batches() -> Iterator[Batch]:
-        return batches(validation, plan.batch_per_worker)
-
     started = time.monotonic()
-    for result in fit.epochs(state, train_batches, validation_batches):
+    for result in fit.epochs(state, *feeds(plan, train, validation, fit.unreadable)):
         _report(fit, result)
         if rank == 0:
-            loop_config["board"].put.remote(epoch_line(result, plan, started, first))
+            lines.put.remote(epoch_line(result, plan, started, first))
+            lines.put.remote(result.figures)
+
+
+def new_fit(
+    plan: FitPlan,
+    device: torch.device,
+    rank: int = 0,
+    gather: Callable[[Any], list[Any]] | None = None,
+    wrap: Callable[[Any], Any] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Fit:
+    """Return a fit on this worker that has not begun, and set torch up for it.
+
+    Args:
+        plan: What to fit.
+        device: Where.
+        rank: Number of this worker.
+        gather: See `Fit`; None for a single worker.
+        wrap: Makes the network one that exchanges gradients with other workers.
+        say: See `Fit`.
+    """
+    compute, resources = plan.config.compute, plan.config.resources
+    torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
+    if compute.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    network, _, preprocessing = start_network(plan)
+    network.to(device)
+    if compute.compile:
+        network.compile()
+    wrapped = None if wrap is None else wrap(network)
+    fitter = Fitter(network, preprocessing, plan.recipe, device, wrapped)
+    fit = Fit(plan, network, fitter, rank)
+    if gather is not None:
+        fit.gather = gather
+    if say is not None:
+        fit.say = say
+    return fit
+
+
+def feeds(
+    plan: FitPlan, train: Any, validation: Any, unreadable: Unreadable
+) -> tuple[Callable[[int], Iterator[Batch]], Callable[[], Iterator[Batch]]]:
+    """Return what gives `Fit.epochs` its batches of training and of validation."""
+    size = plan.batch_per_worker
+    return (
+        lambda epoch: batches(train, size, unreadable, plan.shuffle_seed(epoch)),
+        lambda: batches(validation, size, unreadable),
+    )
+
+
+def _gather(own: Any) -> list[Any]:
+    everybody: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everybody, own)
+    return everybody
 
 
 def _report(fit: Fit, result: EpochResult) -> None:
@@ -187,14 +312,20 @@ def _report(fit: Fit, result: EpochResult) -> None:
         )
 
 
-def _resume() -> dict[str, Any] | None:
-    checkpoint = ray.train.get_checkpoint()
-    return None if checkpoint is None else read_state(checkpoint)
-
-
 def read_state(checkpoint: Any) -> dict[str, Any]:
-    """Return the state in a checkpoint of Ray Train or Ray Tune."""
+    """Return the state in a checkpoint of Ray Train or Ray Tune.
+
+    Raises:
+        WeightsError: It is damaged.
+    """
     with checkpoint.as_directory() as folder:
+        content = (Path(folder) / _STATE).read_bytes()
+        wanted = (Path(folder) / _DIGEST).read_text(encoding="ascii")
+        if hashlib.sha256(content).hexdigest() != wanted:
+            raise WeightsError(
+                f"the checkpoint {checkpoint.path} is damaged: expected SHA-256 {wanted}; without"
+                " the folder that holds all checkpoints of this run, training begins anew"
+            )
         state: dict[str, Any] = torch.load(
             Path(folder) / _STATE, weights_only=True, map_location="cpu"
         )
@@ -203,19 +334,23 @@ def read_state(checkpoint: Any) -> dict[str, Any]:
 
 def write_state(fit: Fit, result: EpochResult, folder: str) -> None:
     """Write the state that `read_state` reads."""
-    torch.save(fit.state(result), Path(folder) / _STATE)
+    file = Path(folder) / _STATE
+    torch.save(fit.state(result), file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    (Path(folder) / _DIGEST).write_text(digest, encoding="ascii")
 
 
-def _trained(plan: FitPlan, checkpoint: Any, rejects: list[Reject]) -> TrainedNetwork:
-    state = read_state(checkpoint)
+def trained_network(plan: FitPlan, best: dict[str, Any], last: dict[str, Any]) -> TrainedNetwork:
+    """Return the network of the state of the best epoch, with the history of the last one."""
     network, architecture, preprocessing = start_network(plan)
-    network.load_state_dict(state["network"])
+    network.load_state_dict(best["published"])
     return TrainedNetwork(
         network=network.eval(),
         architecture=architecture,
         preprocessing=preprocessing,
-        predicted=state["predicted"].numpy(),
-        best_epoch=int(state["epoch"]) + 1,
-        figures=state["figures"],
-        rejects=rejects,
+        predicted=best["predicted"].numpy(),
+        best_epoch=int(best["epoch"]) + 1,
+        figures=best["figures"],
+        history=last["history"],
+        rejects=[Reject(*item) for item in last["unreadable"]],
     )

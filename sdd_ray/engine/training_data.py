@@ -1,29 +1,29 @@
-"""What training sees: images joined to labels by image_id, split by identity, read by Ray Data."""
+"""What training reads: images decoded by Ray Data, in an order that is of the seed alone."""
 
 import copy
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
+import ray.train
+from numpy.typing import NDArray
 
 from sdd_ray import columns
-from sdd_ray.columns import IDENTITY, IMAGE_ID, PSEUDO_LABEL
+from sdd_ray.columns import IMAGE_ID
 from sdd_ray.core.fitting import Batch
-from sdd_ray.core.splits import split_identities
-from sdd_ray.errors import InputError, SddError, TooManyRejectsError
-from sdd_ray.formats.images import ImageRejectedError
+from sdd_ray.engine.training_rows import Rows, TrainingData
+from sdd_ray.errors import SddError, TooManyRejectsError
 from sdd_ray.formats.items import Source, from_table
-from sdd_ray.formats.reading import read_face, read_faces, reason_of
-from sdd_ray.formats.source import locate, open_source
+from sdd_ray.formats.reading import read_faces, reason_of
+from sdd_ray.formats.source import open_source
 from sdd_ray.settings import TrainConfig
-from sdd_ray.store.dataset import Dataset
-from sdd_ray.store.run import Reject
+from sdd_ray.store.dataset import read_row_groups
+from sdd_ray.store.location import Location
 
 _ROWS_PER_BLOCK = 256
 _IMAGE_BYTES = 112 * 112 * 3
@@ -31,142 +31,94 @@ _CACHE_SHARE = 0.3
 """Decoded images stay in Ray's object store when they need at most this share of it."""
 _READERS, _READERS_ON_S3 = 2, 16
 """Threads of a reading task: some wait for the store while others decode."""
-_SHUFFLE_BATCHES = 8
-"""Images wait for each other in a buffer of this many batches, to come in random order."""
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Labelled images by part, as items with a target each, and the split of identities."""
-
-    train: pa.Table
-    validation: pa.Table
-    splits: pa.Table
-    mean_target: float
-
-    @property
-    def num_identities(self) -> dict[str, int]:
-        """Identities in each part."""
-        counts = pc.value_counts(self.splits["part"]).to_pylist()
-        return {item["values"]: item["counts"] for item in counts}
-
-    @property
-    def summary(self) -> str:
-        """How many identities and images each part has, for people."""
-        people = self.num_identities
-        return (
-            f"{self.train.num_rows:,} images of {people.get('train', 0):,} identities to train,"
-            f" {self.validation.num_rows:,} of {people.get('validation', 0):,} to choose the epoch,"
-            f" {people.get('holdout', 0):,} identities held out"
-        )
-
-
-def prepare(config: TrainConfig, labels: Dataset) -> TrainingData:
-    """Return the labelled images of the training and validation identities.
-
-    Raises:
-        InputError: No label can be used, all are equal, too few identities or images, or the
-            source does not hold the labelled images.
-    """
-    table = labels.read([IMAGE_ID, IDENTITY, PSEUDO_LABEL])
-    table = table.filter(pc.is_valid(table[PSEUDO_LABEL]))
-    targets = np.asarray(table[PSEUDO_LABEL], np.float32)
-    uri = labels.location.uri
-    if len(targets) == 0 or np.ptp(targets) == 0:
-        raise InputError(
-            f"{uri}: expected labels of different values, got {len(targets)} equal ones"
-        )
-    split = config.split
-    try:
-        parts = split_identities(
-            table[IDENTITY].to_pylist(), split.holdout_share, split.validation_share, split.seed
-        )
-    except ValueError as error:
-        raise InputError(f"{uri}: cannot split the identities: {error}") from error
-    part_of = pa.array([parts[name] for name in table[IDENTITY].to_pylist()])
-    table = pa.table({IMAGE_ID: table[IMAGE_ID], "target": targets})
-    source = open_source(config.source)
-    table = locate(source, table[IMAGE_ID]).append_column("target", table["target"])
-    train, validation = (table.filter(pc.equal(part_of, name)) for name in ("train", "validation"))
-    batch_size = config.optimiser.batch_size
-    if train.num_rows < batch_size:
-        raise InputError(
-            f"{uri}: {train.num_rows} labelled images are left to train on, fewer than one batch"
-            f" (optimiser.batch_size={batch_size})"
-        )
-    names = sorted(parts)
-    splits = pa.table([names, [parts[name] for name in names]], schema=columns.SPLITS)
-    train = _shuffled(train, config.seed)
-    _probe(source, train)
-    return TrainingData(train, validation, splits, float(np.asarray(train["target"]).mean()))
+_KEPT = ("target", "weight", "key", "row")
+_COLUMNS = [*columns.INDEX.names, *_KEPT]
+_SHUFFLED_IMAGES, _SHUFFLED_BATCHES = 2048, 8
+"""Images wait for each other in a buffer of that many, to come in random order."""
 
 
 @dataclass(frozen=True)
 class ImageDatasets:
-    """Decoded images of both parts, for `batches`, and the ones that cannot be read any more."""
+    """Decoded images of both parts, for `batches`."""
 
     train: Any
     validation: Any
-    rejects: list[Reject]
+
+
+@dataclass
+class Unreadable:
+    """Labelled images that could not be read, with reason and detail.
+
+    Training goes on without them: a stand-in takes their place in the batch, and counts nothing.
+
+    Attributes:
+        most: Share of all images that may be unreadable.
+        total: All images.
+        found: Reason and detail of each by image_id.
+    """
+
+    most: float
+    total: int
+    found: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def add(self, found: dict[str, tuple[str, str]]) -> None:
+        """Take in more of them.
+
+        Raises:
+            TooManyRejectsError: They are too many.
+        """
+        self.found.update(found)
+        if len(self.found) > self.most * self.total:
+            first, (_, detail) = min(self.found.items())
+            raise TooManyRejectsError(
+                f"{len(self.found):,} of {self.total:,} labelled images cannot be read any more,"
+                f" more than max_reject_share={self.most:g}; the first is {first}: {detail}"
+            )
 
 
 def image_datasets(config: TrainConfig, data: TrainingData) -> ImageDatasets:
-    """Return the decoded images of both parts.
-
-    Finding the ones that cannot be read takes a pass over all images, which is the one that fills
-    the memory.
-
-    Raises:
-        TooManyRejectsError: More images than allowed cannot be read.
-    """
+    """Return the decoded images of both parts, in memory where the cluster can hold them."""
     source = open_source(config.source)
     readers = _READERS_ON_S3 if config.source.is_remote else _READERS
-    parts = (data.train, data.validation)
-    train, validation = (decoded(source, table, readers) for table in parts)
-    rejects = unreadable(train) + unreadable(validation)
-    total = data.train.num_rows + data.validation.num_rows
-    if len(rejects) > config.max_reject_share * total:
-        raise TooManyRejectsError(
-            f"{len(rejects):,} of {total:,} labelled images cannot be read any more, more than"
-            f" max_reject_share={config.max_reject_share:g}; the first is"
-            f" {rejects[0].image_id}: {rejects[0].detail}"
-        )
-    return ImageDatasets(train, validation, rejects)
+    return ImageDatasets(
+        *(decoded(source, rows, readers) for rows in (data.train, data.validation))
+    )
 
 
-def decoded(source: Source, table: pa.Table, readers: int = _READERS) -> Any:
+def decoded(source: Source, rows: Rows, readers: int = _READERS) -> Any:
     """Return a dataset of decoded images, in memory if the cluster can hold it.
 
     Args:
         source: The images.
-        table: Items, and a column target.
+        rows: Items with target, weight, key and row.
         readers: Threads of a reading task.
 
     Returns:
-        A dataset with columns image (112, 112, 3) uint8, target, image_id, and reason and detail,
-        which are empty for an image that could be read. For `batches` and `unreadable`.
+        A dataset with columns image (112, 112, 3) uint8, target, weight, key, row, image_id, and
+        reason and detail, which are empty for an image that could be read.
     """
-    blocks = [
-        table.slice(start, _ROWS_PER_BLOCK) for start in range(0, table.num_rows, _ROWS_PER_BLOCK)
-    ]
+    if rows.table is None:
+        table = pa.table({"file": [b.file for b in rows.blocks]})
+        table = table.append_column("row_group", pa.array([b.row_group for b in rows.blocks]))
+        blocks = [table.slice(place, 1) for place in range(table.num_rows)]
+    else:
+        starts = range(0, rows.num_rows, _ROWS_PER_BLOCK)
+        blocks = [rows.table.slice(start, _ROWS_PER_BLOCK) for start in starts]
     dataset: Any = ray.data.from_arrow(blocks)
     dataset.context.execution_options = in_order()
+    if rows.table is None:
+        dataset = dataset.map_batches(_rows_of, batch_size=1, batch_format="pyarrow")
     dataset = dataset.map_batches(_reader(source, readers), batch_size=64, batch_format="pyarrow")
     memory = float(ray.cluster_resources().get("object_store_memory", 0.0))
-    if table.num_rows * _IMAGE_BYTES <= _CACHE_SHARE * memory:
+    if rows.num_rows * _IMAGE_BYTES <= _CACHE_SHARE * memory:
         return dataset.materialize()
     return dataset
 
 
-def unreadable(dataset: Any) -> list[Reject]:
-    """Return the images of a `decoded` dataset that cannot be read."""
-    rows = dataset.map_batches(_failures, batch_size=None).take_all()
-    return [Reject(row[IMAGE_ID], row["reason"], row["detail"]) for row in rows]
-
-
-def _failures(batch: dict[str, Any]) -> dict[str, Any]:
-    failed = batch["reason"] != ""
-    return {name: batch[name][failed] for name in (IMAGE_ID, "reason", "detail")}
+def _rows_of(batch: pa.Table) -> pa.Table:
+    """Return the rows of the row group that a batch of one row names."""
+    [named] = batch.to_pylist()
+    return read_row_groups(Location(named["file"]), [named["row_group"]], _COLUMNS)
 
 
 def in_order() -> ray.data.ExecutionOptions:
@@ -179,25 +131,88 @@ def in_order() -> ray.data.ExecutionOptions:
     return options
 
 
+class Sharing(ray.train.DataConfig):
+    """Gives every worker as many training images, and a part of the validation images.
+
+    As all workers make the same number of steps, a remainder of fewer images than workers is left
+    out of an epoch of training; no validation image ever is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("all", execution_options=in_order())
+
+    def configure(
+        self, datasets: dict[str, Any], world_size: int, *others: Any, **more: Any
+    ) -> list[dict[str, Any]]:
+        """Return the iterators of each worker; called by Ray Train for one dataset at a time."""
+        if "validation" not in datasets:
+            shared: list[dict[str, Any]] = super().configure(datasets, world_size, *others, **more)
+            return shared
+        dataset = datasets["validation"].copy(datasets["validation"])
+        dataset.context.execution_options = in_order()
+        splits = dataset.streaming_split(world_size, equal=False)
+        return [{"validation": split} for split in splits]
+
+
 def batches(
-    shard: ray.data.DataIterator, batch_size: int, shuffle_seed: int | None = None
+    shard: ray.data.DataIterator,
+    batch_size: int,
+    unreadable: Unreadable,
+    shuffle_seed: int | None = None,
 ) -> Iterator[Batch]:
-    """Yield (images, targets) of one pass over a shard; shuffled and whole batches if seeded."""
+    """Yield the batches of one pass over a shard.
+
+    Args:
+        shard: Rows of a `decoded` dataset.
+        batch_size: Images of a batch.
+        unreadable: Takes in the images that could not be read.
+        shuffle_seed: Draws the order; only whole batches are yielded then, since batch
+            normalisation cannot work on a last batch of one image. None: the order of the rows.
+
+    Raises:
+        TooManyRejectsError: Too many images cannot be read.
+    """
     shuffle: dict[str, Any] = {}
     if shuffle_seed is not None:
         shuffle = {
-            "local_shuffle_buffer_size": _SHUFFLE_BATCHES * batch_size,
+            "local_shuffle_buffer_size": max(_SHUFFLED_IMAGES, _SHUFFLED_BATCHES * batch_size),
             "local_shuffle_seed": shuffle_seed,
-            "drop_last": True,  # batch normalisation cannot work on a last batch of one image
+            "drop_last": True,
         }
-    for batch in shard.iter_batches(batch_size=batch_size, **shuffle):
-        readable = batch["reason"] == ""
-        if readable.any():
-            targets = np.array(batch["target"][readable], np.float32)
-            yield np.asarray(batch["image"][readable]), targets
+    for rows in shard.iter_batches(batch_size=batch_size, **shuffle):
+        unreadable.add(_failures(rows))
+        yield _batch(rows)
 
 
-def _reader(source: Source, readers: int) -> Callable[[pa.Table], pa.Table]:
+def _failures(rows: dict[str, NDArray[Any]]) -> dict[str, tuple[str, str]]:
+    return {
+        str(rows[IMAGE_ID][place]): (str(rows["reason"][place]), str(rows["detail"][place]))
+        for place in np.flatnonzero(rows["reason"] != "")
+    }
+
+
+def _batch(rows: dict[str, NDArray[Any]]) -> Batch:
+    """Return the batch, with copies of the others in place of images that could not be read.
+
+    The batch keeps its size, so that all workers make the same steps.
+    """
+    readable = rows["reason"] == ""
+    images = np.asarray(rows["image"])
+    if not readable.all() and readable.any():
+        places = np.flatnonzero(readable)
+        stand_ins = places[np.arange(len(images)) % len(places)]
+        images = images[np.where(readable, np.arange(len(images)), stand_ins)]
+    return Batch(
+        images=images,
+        targets=np.array(rows["target"], np.float32),
+        weights=np.where(readable, rows["weight"], 0).astype(np.float32),
+        keys=np.array(rows["key"], np.uint64),
+        rows=np.array(rows["row"], np.int64),
+        image_ids=rows[IMAGE_ID],
+    )
+
+
+def _reader(source: Source, readers: int) -> Callable[[pa.Table], dict[str, Any]]:
     """Return the function that adds images to a batch of items and targets."""
 
     def read_images(batch: pa.Table) -> dict[str, Any]:
@@ -213,32 +228,10 @@ def _reader(source: Source, readers: int) -> Callable[[pa.Table], pa.Table]:
         reasons, details = zip(*failures, strict=True)
         return {
             IMAGE_ID: np.array([item.image_id for item in items], dtype=object),
-            "target": np.asarray(batch["target"]),
+            **{name: np.asarray(batch[name]) for name in _KEPT},
             "image": images,
             "reason": np.array(reasons, dtype=object),
             "detail": np.array(details, dtype=object),
         }
 
     return read_images
-
-
-def _shuffled(table: pa.Table, seed: int) -> pa.Table:
-    """Return the rows in an order drawn from the seed and the ids, whatever order they came in."""
-    table = table.sort_by(IMAGE_ID)
-    return table.take(np.random.default_rng([seed, 1]).permutation(table.num_rows)).combine_chunks()
-
-
-def _probe(source: Source, table: pa.Table) -> None:
-    """Read some of the images before any long work: labels of other images end here."""
-    items = from_table(table.select(columns.INDEX.names).slice(0, 16))
-    missing = []
-    for item in items:
-        try:
-            read_face(source, item)
-        except (ImageRejectedError, InputError) as error:
-            missing.append(str(error))
-    if len(missing) == len(items):
-        raise InputError(
-            f"none of {len(items)} labelled images tried can be read from the source; is it the one"
-            f" that was embedded? The first: {missing[0]}"
-        )

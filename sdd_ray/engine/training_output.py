@@ -1,13 +1,18 @@
 """Publish a trained network: the model folder, with its splits, its calibration and its record."""
 
-from sdd_ray.core.calibration import QuantileMap
+import math
+from typing import Any
+
+from sdd_ray.core.calibration import QuantileMap, SigmoidMap
 from sdd_ray.engine.training import TrainedNetwork
-from sdd_ray.engine.training_data import TrainingData
+from sdd_ray.engine.training_rows import TrainingData
 from sdd_ray.settings import TrainConfig
 from sdd_ray.store.model_folder import DESCRIPTION_NAME, QualityModel, save_model
 from sdd_ray.store.run import OutputRun, PartRecord, parquet_bytes, peak_memory_mib
 
 SPLITS_NAME = "splits.parquet"
+EVENTS_NAME = "tensorboard"
+"""Folder of TensorBoard's files: figures of every epoch while training goes on."""
 
 
 def publish(
@@ -24,17 +29,19 @@ def publish(
     rows = data.train.num_rows + data.validation.num_rows
     record = {
         "best_epoch": trained.best_epoch,
-        "epochs": config.optimiser.epochs,
-        "validation": trained.figures,
+        "epochs": len(trained.history),
+        "validation": _plain(trained.figures),
+        "history": [_plain(figures) for figures in trained.history],
         "train_images": data.train.num_rows,
         "validation_images": data.validation.num_rows,
         "identities": data.num_identities,
     }
+    kind = QuantileMap if config.calibration == "quantile" else SigmoidMap
     model = QualityModel(
         network=trained.network,
         architecture=trained.architecture,
         preprocessing=trained.preprocessing,
-        calibration=QuantileMap.fit(trained.predicted),
+        calibration=kind.fit(trained.predicted),
         record=record,
     )
     (output.output / SPLITS_NAME).write_bytes(parquet_bytes(data.splits))
@@ -50,3 +57,8 @@ def publish(
         suffix=".safetensors",
     )
     output.complete([part], record)
+
+
+def _plain(figures: dict[str, float]) -> dict[str, Any]:
+    """Return figures as JSON has them, without NaN."""
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}

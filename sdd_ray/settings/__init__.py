@@ -49,15 +49,17 @@ from sdd_ray.settings.source import (
 )
 from sdd_ray.settings.stages import EmbedConfig, ScoreConfig
 from sdd_ray.settings.training import (
+    AugmentConfig,
+    ComputeConfig,
+    LossConfig,
     NetworkConfig,
     OptimiserConfig,
-    SearchDimension,
     SplitConfig,
     TrainConfig,
     TrainResources,
-    TuneConfig,
-    TuneResources,
+    ValidationConfig,
 )
+from sdd_ray.settings.tuning import SearchDimension, TuneConfig, TuneResources
 from sdd_ray.settings.verification import PairsConfig, VerifyConfig
 
 __all__ = [
@@ -66,7 +68,9 @@ __all__ = [
     "AuditReportConfig",
     "AuditResources",
     "AuditThresholds",
+    "AugmentConfig",
     "ComparisonsConfig",
+    "ComputeConfig",
     "DemoConfig",
     "DrawConfig",
     "DuplicateConfig",
@@ -77,6 +81,7 @@ __all__ = [
     "LabelResources",
     "LeaveOneOutConfig",
     "ListConfig",
+    "LossConfig",
     "MethodConfig",
     "MixedConfig",
     "NetworkConfig",
@@ -104,5 +109,6 @@ __all__ = [
     "TrimConfig",
     "TuneConfig",
     "TuneResources",
+    "ValidationConfig",
     "VerifyConfig",
 ]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdd_ray.core.calibration import QuantileMap
+from sdd_ray.core.calibration import Calibration, calibration_from_dict
 from sdd_ray.core.models import QualityArchitecture, QualityNetwork, build_quality
 from sdd_ray.core.preprocess import Preprocessing
 from sdd_ray.errors import InputError, OutputError, WeightsError
@@ -40,7 +40,7 @@ class QualityModel:
     network: QualityNetwork
     architecture: QualityArchitecture
     preprocessing: Preprocessing
-    calibration: QuantileMap
+    calibration: Calibration
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -95,7 +95,7 @@ def load_model(folder: Location) -> QualityModel:
     try:
         architecture = QualityArchitecture.from_dict(description["architecture"])
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
-        calibration = QuantileMap.from_dict(description["calibration"])
+        calibration = calibration_from_dict(description["calibration"])
         network = build_quality(architecture)
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{(folder / DESCRIPTION_NAME).uri}: {error}") from error

@@ -255,6 +255,8 @@ def test_interrupted_command_resumes_where_it_was(do_embed, tmp_path, sent, more
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell gives its background jobs a Ctrl-C that they ignore, and so would this one be.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     try:
         wait_until((output / "part-000000.parquet").exists, process)

@@ -11,11 +11,12 @@ from io import StringIO
 
 import numpy as np
 import pytest
+import torch
 from labelled_faces import train_config, write_labels
 
 from sdd_ray import train
 from sdd_ray.config import load_tree, main, to_dict, write_yaml
-from sdd_ray.engine.training_output import SPLITS_NAME
+from sdd_ray.engine.training_output import EVENTS_NAME, SPLITS_NAME
 from sdd_ray.settings import OptimiserConfig, TrainConfig
 from sdd_ray.store.dataset import read_json, read_parquet
 from sdd_ray.store.location import Location
@@ -64,13 +65,16 @@ def _flat(tree, prefix=""):
 def test_model_folder_is_complete(trained):
     output, _ = trained
     assert sorted(output.names()) == sorted(
-        [MANIFEST, REJECTS, SPLITS_NAME, DESCRIPTION_NAME, WEIGHTS_NAME]
+        [MANIFEST, REJECTS, SPLITS_NAME, EVENTS_NAME, DESCRIPTION_NAME, WEIGHTS_NAME]
     )
+    assert len((output / EVENTS_NAME).names()) == 1
     manifest = read_json(output / MANIFEST)
     assert manifest["counts"] == {"rows_in": 54, "rows_out": 54, "rejected": {}}
     assert manifest["results"]["train_images"] == 42
     model = load_model(output)
     assert dict(model.record) == manifest["results"]
+    assert [epoch["epoch"] for epoch in model.record["history"]] == list(range(1, EPOCHS + 1))
+    assert model.record["history"][0]["pauc"] is None
     steps = model.calibration.apply(np.linspace(-50, 150, 500))
     assert np.all(np.diff(steps) >= 0)
     assert steps[0] == 0
@@ -96,12 +100,13 @@ def test_splits_share_no_identity_and_cover_all(trained):
 
 def test_again_does_nothing(trained, config, capsys):
     output, _ = trained
-    before = {name: (output / name).read_bytes() for name in output.names()}
+    files = [name for name in output.names() if name != EVENTS_NAME]
+    before = {name: (output / name).read_bytes() for name in files}
     train.run(config)
     shown = capsys.readouterr()
     assert shown.out.startswith("train: 54 of 54 images, ")
     assert shown.err == ""
-    assert {name: (output / name).read_bytes() for name in output.names()} == before
+    assert {name: (output / name).read_bytes() for name in files} == before
 
 
 def test_another_configuration_is_refused(trained, config, capsys):
@@ -110,7 +115,8 @@ def test_another_configuration_is_refused(trained, config, capsys):
     assert "is complete with another configuration, which differs in seed;" in _error(capsys)
 
 
-def test_interrupted_training_goes_on_as_it_would_have(trained, config, tmp_path, capsys):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_training_goes_on_as_it_would_have(trained, config, tmp_path, capsys, sent):
     interrupted = replace(config, output=str(tmp_path / "model"))
     file = tmp_path / "train.yaml"
     file.write_text(write_yaml(to_dict(interrupted)))
@@ -125,19 +131,21 @@ def test_interrupted_training_goes_on_as_it_would_have(trained, config, tmp_path
         for line in process.stderr:
             said.append(line)
             if EPOCH_LINE.match(line):
-                os.killpg(process.pid, signal.SIGINT)
+                os.killpg(process.pid, sent)
                 break
         said += process.stderr.readlines()
         status = process.wait(60)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert status == 130, "".join(said)
-    assert said[-1] == (
-        "python -m sdd_ray.train: interrupted; the same command goes on from what is finished\n"
-    )
+    if sent == signal.SIGINT:
+        assert status == 130, "".join(said)
+        assert said[-1] == (
+            "python -m sdd_ray.train: interrupted; the same command goes on from what is"
+            " finished\n"
+        )
     output = Location(interrupted.output)
-    assert sorted(output.names()) == [INCOMPLETE, "_work"]
+    assert {INCOMPLETE, "_work"} <= set(output.names()) <= {INCOMPLETE, "_work", EVENTS_NAME}
 
     train.run(interrupted)
     epochs = [int(epoch) for epoch, _ in EPOCH_LINE.findall(capsys.readouterr().err)]
@@ -162,12 +170,39 @@ def test_interrupted_training_goes_on_as_it_would_have(trained, config, tmp_path
         ("source.synthetic.seed=8", "none of 16 labelled images tried can be read"),
         ("resources.workers=64", "64 worker(s) need 64 CPU"),
         ("resources.use_gpu=true", "need 1 CPU and 1 GPU"),
+        ("resources={workers: 64, min_workers: 32}", "32 worker(s) need 32 CPU"),
+        ("best=pauc", "best=pauc needs comparisons of validation images: "),
+        ("validation.embeddings=/nowhere", "validation.embeddings: /nowhere: expected a dataset"),
     ],
 )
 def test_mistakes_end_in_one_message_before_long_work(config, tmp_path, capsys, word, message):
     assert do_train(config, f"output={tmp_path}/model", word) == 1
     assert message in _error(capsys)
     assert not (tmp_path / "model" / MANIFEST).exists()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_weights_of_another_network_end_before_the_cluster_is_touched(config, tmp_path, capsys):
+    weights = tmp_path / "strange.pt"
+    torch.save({"conv.weight": torch.zeros(3, 3)}, weights)
+    words = ("recogniser.kind=torch", f"recogniser.path={weights}", f"output={tmp_path}/model")
+    assert do_train(config, *words) == 1
+    assert f"{weights}: expected weights of a built-in architecture" in _error(capsys)
+    assert not (tmp_path / "model" / "_work").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("resources.workers=0", "resources.workers: input should be greater than 0"),
+        ("resources={workers: 2, min_workers: 3}", "min_workers=3 is more than workers=2"),
+        ("optimiser.warm_up_epochs=8", "warm_up_epochs=8.0 is not shorter than epochs=8"),
+        ("optimizer.epochs=8", "optimizer: no such key"),
+    ],
+)
+def test_wrong_configurations(config, tmp_path, capsys, word, message):
+    assert do_train(config, f"output={tmp_path}/model", word) == 2
+    assert message in _error(capsys)
 
 
 def test_onnx_cannot_be_trained(config, tmp_path, capsys):

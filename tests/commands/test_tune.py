@@ -1,28 +1,36 @@
-"""The tune command: its outputs, and what a user is told."""
+"""The tune command: its outputs, what a user is told, and going on after Ctrl-C and kill -9."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
 
 import pytest
 from labelled_faces import FACES, write_labels
 
-from sdd_ray import tune
+from sdd_ray import score, tune
 from sdd_ray.config import load_config, main
-from sdd_ray.settings import TrainConfig, TuneConfig
-from sdd_ray.store.dataset import read_parquet
+from sdd_ray.search_draws import draw
+from sdd_ray.settings import ScoreConfig, TrainConfig, TuneConfig
+from sdd_ray.store.dataset import open_dataset, read_parquet
 from sdd_ray.store.location import Location
-from sdd_ray.store.run import MANIFEST
+from sdd_ray.store.run import INCOMPLETE, MANIFEST
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+SOURCE = [
+    f"source.synthetic.num_identities={FACES.num_identities}",
+    f"source.synthetic.images_per_identity={FACES.images_per_identity}",
+]
 
 
 @pytest.fixture
-def do_tune(tmp_path, capfd):
-    """Return a function that runs the command; it returns status, stdout and stderr."""
-    labels = write_labels(tmp_path / "labels")
-    given = [
+def words(tmp_path):
+    """A small search."""
+    return [
         f"output={tmp_path}/search",
-        f"train.labels={labels}",
+        f"train.labels={write_labels(tmp_path / 'labels')}",
         f"train.output={tmp_path}/model",
-        f"train.source.synthetic.num_identities={FACES.num_identities}",
-        f"train.source.synthetic.images_per_identity={FACES.images_per_identity}",
+        *(f"train.{word}" for word in SOURCE),
         "train.split.validation_share=0.25",
         "train.optimiser.epochs=1",
         "train.optimiser.batch_size=16",
@@ -30,8 +38,13 @@ def do_tune(tmp_path, capfd):
         "trials=2",
     ]
 
-    def run(*words):
-        status = main(TuneConfig, tune.run, [*given, *words])
+
+@pytest.fixture
+def do_tune(words, capfd, ray_session):
+    """Return a function that runs the command; it returns status, stdout and stderr."""
+
+    def run(*more):
+        status = main(TuneConfig, tune.run, [*words, *more])
         out, err = capfd.readouterr()
         assert "Traceback" not in err
         return status, out, err
@@ -39,20 +52,24 @@ def do_tune(tmp_path, capfd):
     return run
 
 
-def test_outputs(do_tune, tmp_path):
+def test_outputs(do_tune, tmp_path, capfd):
     status, out, err = do_tune()
     assert status == 0
     output = Location(str(tmp_path / "search"))
     assert sorted(output.names()) == [
         "best.yaml",
         "manifest.json",
+        "model",
         "rejects.parquet",
+        "search.html",
         "trials.parquet",
     ]
     best = f"{tmp_path}/search/best.yaml"
     lines = out.splitlines()
     assert lines[0].startswith("tune: 2 of 2 trials, ")
     assert lines[1:] == [
+        f"report: {tmp_path}/search/search.html",
+        f"best model: {tmp_path}/search/model",
         f"best configuration: {best}",
         f"  python -m sdd_ray.train --config {best}",
     ]
@@ -66,14 +83,21 @@ def test_outputs(do_tune, tmp_path):
     assert config.optimiser.weight_decay == row["optimiser.weight_decay"]
     assert config.network.dropout == row["network.dropout"]
     assert config.output == f"{tmp_path}/model"
-    assert config.optimiser.epochs == 1
+    page = (output / "search.html").read_bytes().decode()
+    assert f"best validation loss, trial {row['trial']}" in page
+    for figure in ("Validation loss over time", "Parallel coordinates", "Importance of each key"):
+        assert figure in page
 
     manifest = (output / MANIFEST).read_bytes()
     assert do_tune() == (0, out, "")
     assert (output / MANIFEST).read_bytes() == manifest
-    status, _, err = do_tune("trials=3")
-    assert status == 1
+    _, _, err = do_tune("trials=3")
     assert "is complete with another configuration, which differs in trials;" in err
+
+    scores = f"{tmp_path}/scores"
+    given = [f"model={tmp_path}/search/model", f"output={scores}", *SOURCE, "resources.workers=1"]
+    assert main(ScoreConfig, score.run, given) == 0
+    assert open_dataset(scores, ["score"]).read(["quality"]).num_rows == 72
 
 
 @pytest.mark.parametrize(
@@ -82,6 +106,9 @@ def test_outputs(do_tune, tmp_path):
         ("trials=0", 2, "trials: input should be greater than 0"),
         ("grace_epochs=2", 2, "grace_epochs: 2 is more than train.optimiser.epochs=1"),
         ("space={network.size: {kind: choice, values: [1]}}", 2, "train has no such key"),
+        ("space={network.dropout: {kind: sometimes}}", 2, "space.network.dropout.kind: "),
+        ("scheduler=pbt", 2, "scheduler=pbt compares trials of the same age"),
+        ("searcher=grid", 2, "searcher=grid needs points for a range"),
         ("train.labels=/nowhere", 1, "found no manifest.json"),
         ("train.source.synthetic.seed=8", 1, "none of 16 labelled images tried can be read"),
         ("resources.gpus_per_trial=1", 1, "1 worker(s) need 1 CPU and 1 GPU"),
@@ -93,3 +120,45 @@ def test_mistakes_end_in_one_message(do_tune, tmp_path, word, status, message):
     assert message in err
     assert not (tmp_path / "search" / MANIFEST).exists()
     assert not (tmp_path / "search" / "_work").exists()  # no trial was begun
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_search_goes_on(words, do_tune, tmp_path, sent):
+    more = ["trials=3", "train.optimiser.epochs=2", "scheduler=none", "train.best=mae"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sdd_ray.tune", *words, *more, "ray.num_cpus=2", "ray.dashboard=0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # as from a terminal, the workers get the signal as well
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
+    said = []
+    try:
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("tune: trial 1, epoch 2"):
+                os.killpg(process.pid, sent)
+                break
+        said += process.stderr.readlines()
+        status = process.wait(60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert status == (130 if sent == signal.SIGINT else -signal.SIGKILL), "".join(said)
+    assert "Traceback" not in "".join(said)
+    output = tmp_path / "search"
+    assert (output / INCOMPLETE).exists()
+    assert not (output / MANIFEST).exists()
+
+    status, _, err = do_tune(*more)
+    assert status == 0, err
+    assert "tune: trial 0, epoch" not in err  # was finished
+    assert "tune: trial 1, epoch 1" not in err  # goes on from its checkpoint
+    assert re.findall(r"tune: trial 2, epoch (\d)", err) == ["1", "2"]
+    config = load_config(TuneConfig, None, [*words, *more])
+    trials = read_parquet(Location(str(output)) / "trials.parquet").to_pylist()
+    assert [(t["trial"], t["status"], t["epochs_run"]) for t in trials] == [
+        (number, "finished", 2) for number in range(3)
+    ]
+    for trial in trials:
+        assert {key: trial[key] for key in config.space} == draw(config, trial["trial"])

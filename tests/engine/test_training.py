@@ -8,22 +8,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from labelled_faces import FACES, train_config, write_labels
+import torch
+from labelled_faces import train_config, write_labels
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 
 from sdd_ray.engine import training, training_data
-from sdd_ray.engine.training import check_resources, train_network
-from sdd_ray.engine.training_data import batches, decoded, image_datasets, prepare, unreadable
-from sdd_ray.errors import InputError, ResourceError, SddError, TooManyRejectsError, WeightsError
+from sdd_ray.engine.fitting import Fit
+from sdd_ray.engine.training import check_resources, feeds, new_fit, plan_fit, train_network
+from sdd_ray.engine.training_data import Unreadable, batches, decoded, image_datasets
+from sdd_ray.engine.training_rows import Rows, prepare
+from sdd_ray.errors import ResourceError, SddError, TooManyRejectsError, WeightsError
 from sdd_ray.formats.images import ImageRejectedError
 from sdd_ray.formats.items import Content, Item, to_table
-from sdd_ray.settings import (
-    OptimiserConfig,
-    SourceConfig,
-    SplitConfig,
-    TrainResources,
-)
+from sdd_ray.settings import ComputeConfig, NetworkConfig, OptimiserConfig, TrainResources
 from sdd_ray.store.dataset import open_dataset
 from sdd_ray.store.location import Location
 
@@ -54,35 +52,56 @@ class UnevenSource:
 def prepared(tmp_path, targets=None, **changes):
     labels = write_labels(tmp_path / "labels", targets=targets)
     config = train_config(labels, tmp_path / "model", **changes)
-    return config, prepare(config, open_dataset(labels, ["label"]))
+    dataset = open_dataset(labels, ["label"])
+    data = prepare(config, dataset, Location(str(tmp_path / "work")))
+    return plan_fit(config, dataset, data, "train"), data
 
 
-def numbered():
-    ids = [str(n) for n in range(IMAGES)]
-    targets = pa.chunked_array([np.arange(IMAGES, dtype=np.float32)])
-    return to_table(Item(i) for i in ids).append_column("target", targets)
+def do_train(plan, data, folder):
+    return train_network(plan, data, Location(str(folder / "work")), Location(str(folder / "tb")))
+
+
+def numbered(images=IMAGES):
+    table = to_table(Item(str(n)) for n in range(images))
+    for name, kind in (
+        ("target", np.float32),
+        ("weight", np.float32),
+        ("key", np.uint64),
+        ("row", np.int64),
+    ):
+        values = np.ones(images) if name == "weight" else np.arange(images)
+        table = table.append_column(name, pa.array(values.astype(kind)))
+    return Rows(table.combine_chunks(), (), images)
+
+
+def read(dataset, size, unreadable=None, seed=None):
+    unreadable = unreadable or Unreadable(1.0, IMAGES)
+    return list(batches(dataset.iterator(), size, unreadable, seed))
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_images_that_cannot_be_read_any_more_are_left_out_and_named():
+def test_stand_ins_take_the_place_of_images_that_cannot_be_read():
     dataset = decoded(UnevenSource(unreadable=(3, 70, 71)), numbered())
-    targets = np.concatenate([t for _, t in batches(dataset.iterator(), 64)])
-    np.testing.assert_array_equal(targets, np.delete(np.arange(IMAGES), [3, 70, 71]))
-    rejects = {reject.image_id: (reject.reason, reject.detail) for reject in unreadable(dataset)}
-    wanted = ("unreadable", "unreadable: as the test wants it")
-    assert rejects == dict.fromkeys(("3", "70", "71"), wanted)
+    unreadable = Unreadable(0.1, IMAGES)
+    found = read(dataset, 64, unreadable)
+    weights = np.concatenate([batch.weights for batch in found])
+    assert np.flatnonzero(weights == 0).tolist() == [3, 70, 71]
+    assert np.all(np.delete(weights, [3, 70, 71]) == 1)
+    for batch in found:
+        shown = batch.images[:, 5, 7, 1]
+        np.testing.assert_array_equal(shown[batch.weights > 0], batch.targets[batch.weights > 0])
+        assert set(shown) <= set(batch.targets[batch.weights > 0])
+    why = ("unreadable", "unreadable: as the test wants it")
+    assert unreadable.found == dict.fromkeys(("3", "70", "71"), why)
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_too_many_unreadable_images_stop_training(tmp_path, monkeypatch):
-    config, data = prepared(tmp_path)
-    lost = tuple(range(IMAGES))
-    data = replace(data, train=numbered(), validation=numbered().slice(0, 8))
-    monkeypatch.setattr(training_data, "open_source", lambda _: UnevenSource(unreadable=lost[:20]))
-    with pytest.raises(TooManyRejectsError, match=r"28 of 264 labelled .* max_reject_share=0\.05"):
-        image_datasets(config, data)
-    found = image_datasets(replace(config, max_reject_share=0.2), data)
-    assert len(found.rejects) == 28
+def test_too_many_unreadable_images_are_an_error():
+    dataset = decoded(UnevenSource(unreadable=tuple(range(28))), numbered())
+    message = r"14 of 264 labelled images .* max_reject_share=0\.05; the first is 0: unreadable"
+    with pytest.raises(TooManyRejectsError, match=message):
+        read(dataset, 14, Unreadable(0.05, 264))
+    assert sum((b.weights == 0).sum() for b in read(dataset, 14, Unreadable(0.2, 264))) == 28
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -90,71 +109,25 @@ def test_too_many_unreadable_images_stop_training(tmp_path, monkeypatch):
 def test_images_keep_their_order_however_fast_they_are_read(monkeypatch, cached):
     monkeypatch.setattr(training_data, "_ROWS_PER_BLOCK", 16)
     monkeypatch.setattr(training_data, "_CACHE_SHARE", 0.3 if cached else 0.0)
-    dataset = decoded(UnevenSource(delay_s=2.0), numbered())
-    pairs = list(batches(dataset.iterator(), 50))
-    targets = np.concatenate([t for _, t in pairs])
-    np.testing.assert_array_equal(targets, np.arange(IMAGES))
-    for images, wanted in pairs:
-        np.testing.assert_array_equal(images[:, 5, 7, 1], wanted)
+    found = read(decoded(UnevenSource(delay_s=2.0), numbered()), 50)
+    for name in ("targets", "keys", "rows"):
+        together = np.concatenate([getattr(batch, name) for batch in found])
+        np.testing.assert_array_equal(together, np.arange(IMAGES))
+    for batch in found:
+        np.testing.assert_array_equal(batch.images[:, 5, 7, 1], batch.targets)
+        assert batch.image_ids.tolist() == [str(row) for row in batch.rows]
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_shuffling_is_of_the_seed():
     dataset = decoded(UnevenSource(), numbered())
     first, again, other = (
-        np.concatenate([t for _, t in batches(dataset.iterator(), 50, seed)]) for seed in (1, 1, 2)
+        np.concatenate([batch.rows for batch in read(dataset, 50, seed=seed)]) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
     assert len(first) == 250  # whole batches only
     assert len(np.unique(first)) == 250
-
-
-def test_order_of_images_is_of_ids_and_seed(tmp_path, monkeypatch):
-    monkeypatch.setattr(training_data, "_probe", lambda *_: None)
-    config, data = prepared(tmp_path)
-    backwards = write_labels(tmp_path / "backwards", backwards=True)
-    same = prepare(config, open_dataset(backwards, ["label"]))
-    assert same.train == data.train
-    other = prepare(replace(config, seed=1), open_dataset(config.labels, ["label"])).train
-    assert other != data.train
-    assert other.sort_by("image_id") == data.train.sort_by("image_id")
-
-
-def test_images_without_a_label_are_left_out(tmp_path):
-    targets = [float(n % 7) if n % 3 else None for n in range(72)]
-    _, data = prepared(tmp_path, targets)
-    assert data.train.num_rows + data.validation.num_rows == 9 * 4
-    assert data.num_identities == {"holdout": 3, "validation": 2, "train": 7}
-    wanted = np.asarray(data.train["target"], np.float64).mean()
-    assert data.mean_target == pytest.approx(wanted)
-
-
-@pytest.mark.parametrize(
-    ("targets", "changes", "message"),
-    [
-        ([50.0] * 72, {}, "expected labels of different values, got 72 equal ones"),
-        ([None] * 72, {}, "expected labels of different values, got 0 equal ones"),
-        (
-            None,
-            {"split": SplitConfig(holdout_share=0.9, validation_share=0.9)},
-            "cannot split the identities: expected more identities than 11",
-        ),
-        (
-            None,
-            {"optimiser": OptimiserConfig(batch_size=43)},
-            r"42 labelled images are left .* \(optimiser.batch_size=43\)",
-        ),
-        (
-            None,
-            {"source": SourceConfig(synthetic=replace(FACES, seed=8))},
-            r"none of 16 labelled images tried can be read from the source.*embedded\? The first:",
-        ),
-    ],
-)
-def test_labels_that_cannot_be_trained_on(tmp_path, targets, changes, message):
-    with pytest.raises(InputError, match=message):
-        prepared(tmp_path, targets, **changes)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -178,28 +151,124 @@ def test_resources_are_checked_before_work(tmp_path, resources, message):
         check_resources(config)
 
 
+TWO = TrainResources(workers=2, cpus_per_worker=0.5)
+
+
 @pytest.mark.usefixtures("ray_session")
-def test_two_workers(tmp_path, capsys):
-    optimiser = OptimiserConfig(epochs=2, batch_size=16, learning_rate=1e-3)
-    resources = TrainResources(workers=2, cpus_per_worker=0.5)
-    config, data = prepared(tmp_path, optimiser=optimiser, resources=resources)
-    trained = train_network(config, data, Location(str(tmp_path / "work")))
+def test_two_workers_with_every_option(tmp_path, capsys):
+    plan, data = prepared(
+        tmp_path,
+        optimiser=OptimiserConfig(
+            kind="adamw",
+            schedule="cosine",
+            warm_up_epochs=0.5,
+            epochs=2,
+            batch_size=16,
+            accumulate=2,
+            clip_norm=5.0,
+            ema=0.9,
+            learning_rate=1e-3,
+        ),
+        network=NetworkConfig(head="average", frozen_share=0.5, freeze_batch_norm=True),
+        compute=ComputeConfig(precision="bfloat16", deterministic=True),
+        resources=TWO,
+    )
+    trained = do_train(plan, data, tmp_path)
     shown = capsys.readouterr().err
     assert shown.count("train: epoch") == 2
     assert trained.best_epoch in (1, 2)
     assert len(trained.predicted) == data.validation.num_rows
     assert np.all(np.diff(trained.predicted) >= 0)
     assert f"validation loss {trained.figures['loss']:.2f}" in shown
+    assert [figures["epoch"] for figures in trained.history] == [1, 2]
+    np.testing.assert_equal(trained.history[trained.best_epoch - 1], trained.figures)
+    assert trained.rejects == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_images_that_are_gone_stop_no_worker_and_are_named(tmp_path, monkeypatch):
+    plan, data = prepared(tmp_path, resources=TWO, max_reject_share=0.5)
+    gone = tuple(range(0, 42, 3))
+
+    def uneven(_):
+        return UnevenSource(unreadable=gone)
+
+    def renamed(rows):
+        ids = pa.array([str(n) for n in range(rows.num_rows)])
+        table = rows.table.set_column(0, "image_id", ids)
+        return Rows(table, (), rows.num_rows)
+
+    monkeypatch.setattr(training_data, "open_source", uneven)
+    data = replace(data, train=renamed(data.train), validation=renamed(data.validation))
+    trained = do_train(plan, data, tmp_path)
+    found = {reject.image_id for reject in trained.rejects}
+    # Two epochs of whole batches need not have seen all of the training images.
+    assert {str(n) for n in gone if n < data.validation.num_rows} <= found
+    assert found <= {str(n) for n in gone}
+    assert len(trained.predicted) == data.validation.num_rows - 4
+
+
+def fitted(tmp_path, name, **changes):
+    """Return a fit in this process, without Ray Train, and the results of its epochs."""
+    (tmp_path / name).mkdir()
+    plan, data = prepared(tmp_path / name, **changes)
+    images = image_datasets(plan.config, data)
+    fit = new_fit(plan, torch.device("cpu"))
+    feed = feeds(plan, images.train.iterator(), images.validation.iterator(), fit.unreadable)
+    return fit, feed
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_workers_change_no_more_than_seeds_do(tmp_path):
+    """Batches hold other images, and batch statistics are each worker's own: noise, as of seeds."""
+    optimiser = OptimiserConfig(epochs=2, batch_size=16, learning_rate=1e-3)
+    errors = []
+    for seed in range(3):
+        fit, feed = fitted(tmp_path, f"seed{seed}", optimiser=optimiser, seed=seed)
+        errors.append([result.validation.mae for result in fit.epochs(None, *feed)][-1])
+    plan, data = prepared(tmp_path, optimiser=optimiser, resources=TWO)
+    together = do_train(plan, data, tmp_path).history[-1]["mae"]
+    spread = max(errors) - min(errors)
+    assert min(errors) - spread <= together <= max(errors) + spread
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_training_without_gain_ends_early(tmp_path):
+    optimiser = OptimiserConfig(epochs=9, batch_size=16, learning_rate=1e-12, warm_up_epochs=0)
+    still = NetworkConfig(freeze_batch_norm=True, dropout=0.0)
+    fit, feed = fitted(tmp_path, "a", optimiser=optimiser, network=still, patience=2)
+    results = list(fit.epochs(None, *feed))
+    best = int(np.argmin([result.validation.loss for result in results]))
+    assert len(results) == best + 3 < 9
+    # A run that was interrupted right there has nothing left to do.
+    again = Fit(fit.plan, fit.network, fit.fitter)
+    assert list(again.epochs(fit.state(results[-1]), *feed)) == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_lines_within_an_epoch_tell_rate_and_time_left(tmp_path, monkeypatch):
+    monkeypatch.setattr("sdd_ray.engine.fitting._SECONDS_BETWEEN_LINES", 0.0)
+    fit, feed = fitted(tmp_path, "a")
+    said = []
+    fit.say = said.append
+    next(fit.epochs(None, *feed))
+    assert len(said) == 2
+    assert said[0].startswith("epoch 1 of 2, 16 of 42 images (38 %), loss ")
+    assert said[0].endswith(" left")
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_loss_that_is_no_number_ends_training_at_once(tmp_path):
-    config, data = prepared(tmp_path, optimiser=OptimiserConfig(learning_rate=1e30, batch_size=16))
-    assert config.resources.max_failures == 3
+    plan, data = prepared(tmp_path, optimiser=OptimiserConfig(learning_rate=1e30, batch_size=16))
+    assert plan.config.resources.max_failures == 3
     with pytest.raises(SddError) as caught:
-        train_network(config, data, Location(str(tmp_path / "work")))
-    message = "training failed: the loss is nan at epoch 1, step 2: lower the learning rate"
-    assert str(caught.value) == message
+        do_train(plan, data, tmp_path)
+    message = "training failed: the loss is nan at epoch 1, step 2, images "
+    assert str(caught.value).startswith(message)
+    named = str(caught.value).removeprefix(message).partition(" and 8 more: lower")[0].split(", ")
+    known = {item["image_id"] for item in data.train.table.select(["image_id"]).to_pylist()}
+    assert len(named) == 8
+    assert set(named) <= known
     # Of the controller, which does not try again: an error of the workers comes after 4 attempts.
     assert isinstance(caught.value.__cause__, ControllerError)
 

@@ -3,32 +3,47 @@
 import io
 import math
 import os
-import re
 import signal
 from contextlib import redirect_stderr
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from labelled_faces import train_config, write_labels
 
 from sdd_ray.config import load_config
-from sdd_ray.engine.training_data import prepare
-from sdd_ray.engine.tuning import publish, search
+from sdd_ray.engine.training import plan_fit
+from sdd_ray.engine.training_rows import prepare
+from sdd_ray.engine.trial_results import TrialResult, best_of, table_of
+from sdd_ray.engine.tuning import Material, check_room, publish, search
 from sdd_ray.errors import ResourceError, SddError
+from sdd_ray.search_draws import draw
 from sdd_ray.search_space import with_values
-from sdd_ray.settings import SearchDimension, TrainConfig, TuneConfig, TuneResources
+from sdd_ray.settings import (
+    OptimiserConfig,
+    SearchDimension,
+    TrainConfig,
+    TuneConfig,
+    TuneResources,
+)
 from sdd_ray.store.dataset import open_dataset, read_json
 from sdd_ray.store.location import Location
+from sdd_ray.store.model_folder import load_model
 from sdd_ray.store.run import MANIFEST, OutputRun
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
+RATE = SearchDimension(kind="log_uniform", low=1e-5, high=1e-2)
 SPACE = {
-    "optimiser.learning_rate": SearchDimension(kind="log_uniform", low=1e-5, high=1e-2),
+    "optimiser.learning_rate": RATE,
     "optimiser.weight_decay": SearchDimension(kind="choice", values=(0.0, 1e-3)),
-    "optimiser.huber_zeta": SearchDimension(kind="integer", low=1, high=2),
+    "loss.huber_zeta": SearchDimension(
+        kind="uniform", low=0.5, high=2.0, when={"loss.kind": "huber"}
+    ),
+    "loss.kind": SearchDimension(kind="choice", values=("huber", "l1")),
     "network.dropout": SearchDimension(kind="uniform", low=0.1, high=0.2),
 }
+FIGURES = ("loss", "mae", "spearman", "kendall")
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +51,11 @@ def labels(tmp_path_factory):
     return write_labels(tmp_path_factory.mktemp("labels") / "labels")
 
 
-def tune_config(labels, folder, **changes):
+def tune_config(labels, folder, epochs=2, **changes):
+    optimiser = OptimiserConfig(epochs=epochs, batch_size=16, learning_rate=1e-3)
     defaults = {
         "output": str(folder / "search"),
-        "train": train_config(labels, folder / "model"),
+        "train": train_config(labels, folder / "model", optimiser=optimiser, best="mae"),
         "space": SPACE,
         "trials": 3,
         "grace_epochs": 1,
@@ -48,75 +64,148 @@ def tune_config(labels, folder, **changes):
     return TuneConfig(**{**defaults, **changes})
 
 
+def material_of(config, work):
+    labels = open_dataset(config.train.labels, ["label"])
+    data = prepare(config.train, labels, Location(str(work)))
+    return Material(plan_fit(config.train, labels, data, "tune"), data, labels)
+
+
 def run_search(config, work):
-    data = prepare(config.train, open_dataset(config.train.labels, ["label"]))
-    return search(config, data, Location(str(work)))
+    return search(config, material_of(config, work), Location(str(work)))
 
 
-def chosen(rows, *names):
-    return [{name: row[name] for name in names} for row in rows]
+def told(result):
+    """What one trial reached, without how long it took."""
+    figures = {name: result.figures[name].tolist() for name in FIGURES}
+    return result.number, result.values, result.status, result.epochs.tolist(), figures
 
 
 @pytest.fixture(scope="module")
 def unbroken(labels, tmp_path_factory, ray_session):
-    """Rows of a search that nothing interrupted."""
+    """Trials of a search that nothing interrupted."""
     folder = tmp_path_factory.mktemp("unbroken")
     return run_search(tune_config(labels, folder), folder / "work")
 
 
-def test_trials_lie_in_the_space_and_have_figures(unbroken):
-    assert len(unbroken) == 3
-    for row in unbroken:
-        assert 1e-5 <= row["optimiser.learning_rate"] <= 1e-2
-        assert row["optimiser.weight_decay"] in (0.0, 1e-3)
-        assert row["optimiser.huber_zeta"] in (1, 2)
-        assert 0.1 <= row["network.dropout"] <= 0.2
-        assert (row["status"], row["error"]) == ("finished", "")
-        assert 1 <= row["epoch"] <= row["epochs_run"] <= 2
-        assert all(math.isfinite(row[key]) for key in ("loss", "mae", "spearman", "seconds"))
-    assert len({row["optimiser.learning_rate"] for row in unbroken}) == 3
-    assert max(row["epochs_run"] for row in unbroken) == 2
+def test_trials_are_the_ones_drawn_and_have_figures(labels, tmp_path, unbroken):
+    config = tune_config(labels, tmp_path)
+    assert [result.number for result in unbroken] == [0, 1, 2]
+    for result in unbroken:
+        assert result.values == draw(config, result.number)
+        assert (result.error, result.failures) == ("", 0)
+        assert result.epochs.tolist() in ([1], [1, 2])
+        assert result.status == ("finished" if len(result.epochs) == 2 else "stopped")
+        assert all(math.isfinite(result.figures[name].sum()) for name in FIGURES)
+        assert result.best_checkpoint is not None
+    assert max(len(result.epochs) for result in unbroken) == 2
 
 
 class Interrupter(io.StringIO):
-    """Standard error that presses Ctrl-C when the first trial has an epoch behind it."""
+    """Standard error that presses Ctrl-C when the second trial has an epoch behind it."""
 
     pressed = False
 
     def write(self, text):
-        if "tune: trial" in text and not self.pressed:
+        if "tune: trial 1, epoch" in text and not self.pressed:
             self.pressed = True
             os.kill(os.getpid(), signal.SIGINT)
         return super().write(text)
 
 
-def test_interrupted_search_goes_on(labels, tmp_path, unbroken):
-    config = tune_config(labels, tmp_path)
+@pytest.mark.parametrize("searcher", ["random", "optuna"])
+def test_interrupted_search_goes_on(labels, tmp_path, unbroken, searcher):
+    config = tune_config(labels, tmp_path, searcher=searcher)
     before = signal.getsignal(signal.SIGINT)
     with redirect_stderr(Interrupter()) as said, pytest.raises(KeyboardInterrupt):
         run_search(config, tmp_path / "work")
     assert signal.getsignal(signal.SIGINT) is before
-    assert len(re.findall("tune: trial", said.getvalue())) < 4
-    resumed = run_search(config, tmp_path / "work")
-    # The same configurations in the same order, and what one of them reached is the same.
-    assert chosen(resumed, *SPACE) == chosen(unbroken, *SPACE)
-    figures = ("loss", "mae", "spearman", "epoch", "epochs_run", "status", "error")
-    assert chosen(resumed[:1], *figures) == chosen(unbroken[:1], *figures)
+    assert "tune: trial 0, epoch 1 of 2" in said.getvalue()
+    assert "tune: trial 2" not in said.getvalue()
+    with redirect_stderr(io.StringIO()) as said:
+        resumed = run_search(config, tmp_path / "work")
+    assert "tune: trial 0" not in said.getvalue()
+    assert [result.number for result in resumed] == [0, 1, 2]
+    if searcher == "random":
+        assert [r.values for r in resumed] == [r.values for r in unbroken]
+        assert told(resumed[0]) == told(unbroken[0])
     # asha has forgotten the first trial, so that it may give the others more epochs.
-    epochs = zip(resumed, unbroken, strict=True)
-    assert all(again["epochs_run"] >= before["epochs_run"] for again, before in epochs)
+    assert all(result.status in ("finished", "stopped") for result in resumed)
 
 
-def test_optuna(labels, tmp_path):
+def test_optuna_honours_conditions(labels, tmp_path):
     resources = TuneResources(concurrent_trials=2)
-    rows = run_search(
-        tune_config(
-            labels, tmp_path, searcher="optuna", scheduler="none", trials=2, resources=resources
-        ),
-        tmp_path / "work",
+    config = tune_config(
+        labels, tmp_path, 1, searcher="optuna", scheduler="none", trials=5, resources=resources
     )
-    assert [(row["status"], row["epochs_run"]) for row in rows] == [("finished", 2)] * 2
-    assert all(0.1 <= row["network.dropout"] <= 0.2 for row in rows)
+    results = run_search(config, tmp_path / "work")
+    assert [(result.number, result.status) for result in results] == [
+        (number, "finished") for number in range(5)
+    ]
+    for result in results:
+        assert ("loss.huber_zeta" in result.values) == (result.values["loss.kind"] == "huber")
+        assert 0.1 <= result.values["network.dropout"] <= 0.2
+    assert {result.values["loss.kind"] for result in results} == {"huber", "l1"}
+
+
+def test_grid_with_the_median_rule(labels, tmp_path):
+    space = {
+        "optimiser.learning_rate": SearchDimension(
+            kind="log_uniform", low=1e-9, high=1e-3, points=2
+        ),
+        "optimiser.weight_decay": SPACE["optimiser.weight_decay"],
+    }
+    config = tune_config(
+        labels, tmp_path, 3, space=space, searcher="grid", scheduler="median", trials=4
+    )
+    results = run_search(config, tmp_path / "work")
+    rates = [result.values["optimiser.learning_rate"] for result in results]
+    assert rates == pytest.approx([1e-9, 1e-9, 1e-3, 1e-3])
+    assert best_of(results, "mae").number in (2, 3)
+
+
+def test_pbt_passes_weights_on_and_changes_values(labels, tmp_path):
+    space = {"optimiser.learning_rate": SearchDimension(kind="choice", values=(1e-9, 1e-3, 2e-3))}
+    config = tune_config(
+        labels,
+        tmp_path,
+        4,
+        space=space,
+        scheduler="pbt",
+        trials=3,
+        perturbation_epochs=1,
+        seed=3,
+        resources=TuneResources(concurrent_trials=3, cpus_per_trial=0.5),
+    )
+    drawn = [draw(config, number)["optimiser.learning_rate"] for number in range(3)]
+    assert 1e-9 in drawn
+    assert len(set(drawn)) > 1
+    results = run_search(config, tmp_path / "work")
+    assert [(r.number, r.status, r.epochs.tolist()) for r in results] == [
+        (number, "finished", [1, 2, 3, 4]) for number in range(3)
+    ]
+    ends = [result.values["optimiser.learning_rate"] for result in results]
+    assert ends != drawn
+    # With 1e-9 nothing is learnt: that trial can only have got better by the weights of another.
+    poor = drawn.index(1e-9)
+    mae = results[poor].figures["mae"]
+    assert mae[-1] < 0.95 * mae[0] or ends[poor] != 1e-9
+
+
+def test_budget_ends_the_search_and_what_was_reached_counts(labels, tmp_path):
+    config = tune_config(labels, tmp_path, 500, scheduler="none", budget_s=12.0)
+    results = run_search(config, tmp_path / "work")
+    assert 1 <= len(results) <= 3
+    assert results[0].status == "stopped"
+    assert 1 <= results[0].epochs.max() < 500
+    # The budget is spent: the same search ends at once, with the same trials.
+    again = run_search(config, tmp_path / "work")
+    assert [told(result) for result in again] == [told(result) for result in results]
+
+
+def test_budget_in_which_nothing_ends(labels, tmp_path):
+    config = tune_config(labels, tmp_path, budget_s=0.01)
+    with pytest.raises(SddError, match=r"no trial finished an epoch .* within budget_s=0.01"):
+        run_search(config, tmp_path / "work")
 
 
 def test_all_trials_fail(labels, tmp_path):
@@ -128,30 +217,138 @@ def test_all_trials_fail(labels, tmp_path):
         run_search(config, tmp_path / "work")
 
 
-def test_no_room_for_a_trial(labels, tmp_path):
-    config = tune_config(labels, tmp_path, resources=TuneResources(cpus_per_trial=4))
-    with pytest.raises(ResourceError, match=r"1 worker\(s\) need 4 CPU, the cluster has 3 CPU"):
-        run_search(config, tmp_path / "work")
+def test_failed_trials_are_tried_again_counted_and_told(labels, tmp_path):
+    space = {"optimiser.learning_rate": SearchDimension(kind="choice", values=(1e30, 1e-3))}
+    config = tune_config(labels, tmp_path, 1, space=space, searcher="grid", trials=2)
+    with redirect_stderr(io.StringIO()) as said:
+        failed, good = run_search(config, tmp_path / "work")
+    assert (failed.status, failed.failures, len(failed.epochs)) == ("failed", 2, 0)
+    assert "the loss is nan" in failed.error
+    assert f"tune: trial 0 failed: {failed.error}\n" in said.getvalue()
+    assert (good.status, good.failures, good.error) == ("finished", 0, "")
 
 
-def test_best_is_by_the_chosen_figure(labels, tmp_path):
-    config = tune_config(labels, tmp_path)
-    rows = [
-        {"trial": name, "status": status, "error": "", **dict.fromkeys(SPACE, value), **figures}
-        for name, status, value, figures in (
-            ("a", "finished", 0.1, {"loss": 3.0, "spearman": 0.9, "epoch": 1}),
-            ("b", "failed", 0.2, {"loss": None, "spearman": None, "epoch": None}),
-            ("c", "finished", 0.3, {"loss": 2.0, "spearman": 0.4, "epoch": 2}),
-        )
-    ]
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"cpus_per_trial": 4}, r"1 worker\(s\) need 4 CPU, the cluster has 3 CPU"),
+        ({"concurrent_trials": 4}, r"4 worker\(s\) need 4 CPU, the cluster has 3 CPU"),
+        ({"gpus_per_trial": 0.5}, r"1 worker\(s\) need 1 CPU and 0.5 GPU"),
+        (
+            {"workers_per_trial": 2, "cpus_per_trial": 2},
+            r"can only be stopped, by a scheduler or a budget, where Ray's dashboard runs",
+        ),
+    ],
+)
+def test_no_room_for_the_trials(labels, tmp_path, resources, message):
+    config = tune_config(labels, tmp_path, resources=TuneResources(**resources))
+    with pytest.raises(ResourceError, match=message):
+        check_room(config)
+
+
+@pytest.mark.slow
+def test_several_workers_in_each_trial(labels, tmp_path):
+    resources = TuneResources(workers_per_trial=2, cpus_per_trial=2)
+    space = {"optimiser.learning_rate": RATE}
+    config = tune_config(
+        labels, tmp_path, space=space, scheduler="none", trials=2, resources=resources
+    )
+    check_room(config)
+    run = OutputRun(Location(str(tmp_path / "search")), "tune", config)
+    material = material_of(config, run.work.uri)
+    results = search(config, material, run.work)
+    assert [(result.status, result.epochs.tolist()) for result in results] == [
+        ("finished", [1, 2])
+    ] * 2
+    publish(config, results, material, run)
+    best = best_of(results, "mae")
+    model = load_model(Location(str(tmp_path / "search" / "model")))
+    assert model.record["validation"]["mae"] == best.reached("mae")
+    assert model.record["epochs"] == 2
+
+
+def trial(number, value, mae, status="finished"):
+    count = len(mae)
+    return TrialResult(
+        number=number,
+        values={"network.dropout": value},
+        status=status,
+        error="went wrong" if status == "failed" else "",
+        failures=int(status == "failed"),
+        epochs=np.arange(1, count + 1),
+        ended=1000.0 + 10 * number + np.arange(count),
+        seconds=np.ones(count),
+        figures={
+            "loss": np.arange(count, dtype=float),
+            "mae": np.array(mae, float),
+            "spearman": -np.array(mae, float),
+            "kendall": np.zeros(count),
+            "pauc": np.full(count, np.nan),
+        },
+    )
+
+
+def test_best_is_by_the_chosen_figure_and_its_best_epoch(labels, tmp_path):
     space = {"network.dropout": SPACE["network.dropout"]}
-    for best, dropout in (("loss", 0.3), ("spearman", 0.1)):
-        output = tmp_path / best
-        varied = replace(config, space=space, train=replace(config.train, best=best))
-        run = OutputRun(Location(str(output)), "tune", varied)
-        publish(varied, rows, run)
-        found = load_config(TrainConfig, output / "best.yaml")
-        assert found == with_values(varied.train, {"network.dropout": dropout})
-        results = read_json(Location(str(output)) / MANIFEST)["results"]
-        assert results["failed_trials"] == 1
-        assert results["best"]["network.dropout"] == dropout
+    results = [trial(0, 0.1, [3, 1, 4]), trial(1, 0.2, [], "failed"), trial(2, 0.15, [2, 2])]
+    for best, number, epoch in (("mae", 0, 2), ("loss", 0, 1), ("spearman", 0, 2)):
+        config = tune_config(labels, tmp_path, space=space, publish=False)
+        config = replace(config, train=replace(config.train, best=best))
+        output = Location(str(tmp_path / best))
+        run = OutputRun(output, "tune", config)
+        publish(config, results, None, run)
+        text = (output / "best.yaml").read_bytes().decode()
+        assert f"Best of 3 trials by validation {best}: " in text
+        assert f"at epoch {epoch} of trial {number}." in text
+        found = load_config(TrainConfig, tmp_path / best / "best.yaml")
+        assert found == with_values(config.train, {"network.dropout": 0.1})
+        said = read_json(output / MANIFEST)["results"]
+        assert said["trials"] == {"failed": 1, "finished": 2}
+        assert said["failures"] == 1
+        assert said["best"]["network.dropout"] == 0.1
+        page = (output / "search.html").read_bytes().decode()
+        assert "went wrong" in page
+        assert page.count("<svg ") == 3
+
+
+def test_table_has_the_values_as_they_are(labels, tmp_path):
+    space = {
+        "network.dropout": SPACE["network.dropout"],
+        "loss.kind": SearchDimension(kind="choice", values=("l1", "l2")),
+        "optimiser.clip_norm": SearchDimension(kind="choice", values=(None, 1, 0.5)),
+        "optimiser.ema": SearchDimension(kind="choice", values=(0, "0.5", True)),
+    }
+    config = tune_config(labels, tmp_path, space=space)
+    values = {"loss.kind": "l2", "optimiser.clip_norm": 0.5, "optimiser.ema": True}
+    results = [replace(trial(0, 0.1, [3, 1, 4]), values=values), trial(1, 0.2, [], "failed")]
+    first, second = table_of(config, results).to_pylist()
+    assert first["network.dropout"] is None
+    assert (first["loss.kind"], first["optimiser.clip_norm"]) == ("l2", 0.5)
+    assert first["optimiser.ema"] == "true"  # of several kinds: as text
+    assert (first["mae"], first["pauc"]) == (1.0, None)
+    assert (first["epoch"], first["epochs_run"], first["seconds"]) == (2, 3, 3.0)
+    assert (second["status"], second["mae"], second["epoch"]) == ("failed", None, None)
+
+
+def test_model_is_the_one_of_the_best_epoch(labels, tmp_path):
+    config = tune_config(labels, tmp_path, 3, trials=2, scheduler="none")
+    run = OutputRun(Location(str(tmp_path / "search")), "tune", config)
+    material = material_of(config, run.work.uri)
+    results = search(config, material, run.work)
+    best = best_of(results, "mae")
+    publish(config, results, material, run)
+    folder = Location(str(tmp_path / "search" / "model"))
+    model = load_model(folder)
+    assert model.record["best_epoch"] == best.epochs[best.best("mae")]
+    assert model.record["validation"]["mae"] == best.reached("mae")
+    assert [figures["mae"] for figures in model.record["history"]] == best.figures["mae"].tolist()
+    manifest = read_json(folder / MANIFEST)
+    assert manifest["command"] == "train"
+    assert manifest["config"]["loss"]["kind"] == best.values["loss.kind"]
+    assert folder.names() == [
+        "manifest.json",
+        "model.json",
+        "model.safetensors",
+        "rejects.parquet",
+        "splits.parquet",
+    ]

@@ -1,25 +1,23 @@
-"""Fitting: resumed training equals unbroken training, and the figures of a validation pass."""
+"""Fitting: a resumed fit equals the unbroken one, every option does what it says."""
 
 import copy
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from batches import batch_of
 
+from sdd_ray.core.augmentation import mirror
 from sdd_ray.core.fitting import Fitter, Recipe, predict
+from sdd_ray.core.losses import Loss
 from sdd_ray.core.preprocess import Preprocessing
+from sdd_ray.core.schedule import Schedule
 
-RECIPE = Recipe(
-    learning_rate=0.05,
-    weight_decay=1e-4,
-    milestones=(1, 4),
-    decay=0.1,
-    huber_zeta=1.0,
-    flip=True,
-    seed=5,
-)
+RECIPE = Recipe(Schedule(0.05, 6, "step", (1, 4), 0.1), weight_decay=1e-4, seed=5)
+FLAT = Schedule(0.05, 100)
+STEPS = 3
 
 
 class Tiny(torch.nn.Module):
@@ -52,28 +50,41 @@ def batches():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (24, 8, 8, 3)).astype(np.uint8)
     targets = (images[:, :, :4].mean((1, 2, 3)) / 2.55).astype(np.float32)
-    return [(images[i : i + 8], targets[i : i + 8]) for i in (0, 8, 16)]
+    return [batch_of(images[i : i + 8], targets[i : i + 8], first=i) for i in (0, 8, 16)]
 
 
 def fitter(network, **changes):
-    recipe = Recipe(**{**RECIPE.__dict__, **changes})
+    recipe = replace(RECIPE, **changes)
     return Fitter(network, Preprocessing(height=8, width=8), recipe, torch.device("cpu"))
 
 
+def epoch_of(fit, batches, epoch=0):
+    return [(step.images, step.loss) for step in fit.train_epoch(batches, epoch, STEPS)]
+
+
+def weights_after(batches, **changes):
+    torch.manual_seed(0)
+    network = Tiny()
+    epoch_of(fitter(network, schedule=FLAT, **changes), batches)
+    return network.line.weight.detach()
+
+
+def inputs_of(batch):
+    return torch.from_numpy(Preprocessing(height=8, width=8).apply(batch.images))
+
+
 def test_steps_report_images_and_loss_and_the_loss_falls(network, batches):
-    fit = fitter(network, milestones=(50,), flip=False)
-    losses = [list(fit.train_epoch(batches, epoch)) for epoch in range(20)]
+    fit = fitter(network, schedule=FLAT, flip=False)
+    losses = [epoch_of(fit, batches, epoch) for epoch in range(20)]
     assert [count for count, _ in losses[0]] == [8, 8, 8]
     assert losses[-1][0][1] < losses[0][0][1]
 
 
 def test_first_step_against_adam_by_hand(network, batches):
     before = copy.deepcopy(network)
-    fit = fitter(network, flip=False, weight_decay=0.0)
-    images, targets = batches[0]
-    [(_, loss)] = fit.train_epoch(batches[:1], epoch=0)
-    inputs = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127.5) / 127.5
-    gap = (before(inputs) - torch.from_numpy(targets)).abs()
+    fit = fitter(network, schedule=FLAT, flip=False, weight_decay=0.0)
+    [(_, loss)] = epoch_of(fit, batches[:1])
+    gap = (before(inputs_of(batches[0])) - torch.from_numpy(batches[0].targets)).abs()
     wanted = torch.where(gap < 1, gap**2 / 2, gap - 0.5).mean()
     assert loss == pytest.approx(wanted.item(), rel=1e-5)
     wanted.backward()
@@ -83,16 +94,24 @@ def test_first_step_against_adam_by_hand(network, batches):
     torch.testing.assert_close(network.line.weight, before.line.weight - step)
 
 
-def test_going_on_from_a_state_equals_unbroken_training(network, batches):
+def test_adamw_decays_apart_from_the_gradient(network, batches):
+    before = network.line.weight.detach().clone()
+    plain = weights_after(batches[:1], kind="adamw", weight_decay=0.0)
+    decayed = weights_after(batches[:1], kind="adamw", weight_decay=0.5)
+    torch.testing.assert_close(decayed, plain - 0.05 * 0.5 * before)
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.5}, {"kind": "adamw", "clip_norm": 0.1}])
+def test_going_on_from_a_state_equals_unbroken_training(network, batches, changes):
     start = copy.deepcopy(network.state_dict())
-    whole = fitter(network)
-    unbroken = [list(whole.train_epoch(batches, epoch)) for epoch in range(6)]
-    end = copy.deepcopy(network.state_dict())
+    whole = fitter(network, **changes)
+    unbroken = [epoch_of(whole, batches, epoch) for epoch in range(6)]
+    end, published = copy.deepcopy((network.state_dict(), whole.published()))
 
     network.load_state_dict(start)
-    first = fitter(network)
+    first = fitter(network, **changes)
     for epoch in range(2):
-        assert list(first.train_epoch(batches, epoch)) == unbroken[epoch]
+        assert epoch_of(first, batches, epoch) == unbroken[epoch]
     saved = io.BytesIO()
     torch.save({"network": network.state_dict(), **first.state()}, saved)
     saved.seek(0)
@@ -101,96 +120,126 @@ def test_going_on_from_a_state_equals_unbroken_training(network, batches):
     torch.manual_seed(99)
     other = Tiny()
     other.load_state_dict(state["network"])
-    second = fitter(other)
+    second = fitter(other, **changes)
     second.load_state(state)
     for epoch in range(2, 6):
-        assert list(second.train_epoch(batches, epoch)) == unbroken[epoch]
-    for name, values in other.state_dict().items():
-        assert torch.equal(values, end[name])
+        assert epoch_of(second, batches, epoch) == unbroken[epoch]
+    for found, wanted in ((other.state_dict(), end), (second.published(), published)):
+        assert all(torch.equal(value, wanted[name]) for name, value in found.items())
 
 
-def test_learning_rate_falls_after_the_milestones(network, batches):
-    fit = fitter(network)
+def test_rates_and_penalties_are_the_recipes_and_not_the_states(network, batches):
+    first = fitter(network, schedule=FLAT, weight_decay=0.1)
+    epoch_of(first, batches)
+    other = copy.deepcopy(network)
+    second = fitter(other, schedule=Schedule(1e-30, 100), weight_decay=0.0)
+    second.load_state(first.state())
+    before = other.line.weight.detach().clone()
+    epoch_of(second, batches)
+    assert torch.equal(other.line.weight, before)
+
+
+def test_learning_rate_follows_the_schedule_step_by_step(network, batches):
+    schedule = Schedule(0.05, 2, "cosine", warm_up_epochs=1)
+    fit = fitter(network, schedule=schedule)
     rates = []
-    for epoch in range(5):
-        rates.append(fit.state()["optimiser"]["param_groups"][0]["lr"])
-        list(fit.train_epoch(batches, epoch))
-    assert rates == pytest.approx([0.05, 0.005, 0.005, 0.005, 0.0005])
+    for epoch in range(2):
+        steps = fit.train_epoch(batches, epoch, STEPS)
+        rates += [fit._optimiser.param_groups[0]["lr"] for _ in steps]
+    # Seen one step late, since a step's loss is looked at after the next was begun.
+    wanted = [schedule.rate(done / 3) for done in (2, 3, 3, 5, 6, 6)]
+    assert rates == pytest.approx(wanted)
 
 
-def test_mirroring_depends_on_seed_epoch_and_rank_alone(batches):
-    def losses(epoch=0, rank=0, **changes):
-        torch.manual_seed(0)
-        fit = fitter(Tiny(), learning_rate=1e-12, **changes)
-        return [loss for _, loss in fit.train_epoch(batches, epoch, rank)]
-
-    assert losses() == losses()
-    others = [losses(epoch=1), losses(rank=1), losses(seed=6), losses(flip=False)]
-    assert all(other != losses() for other in others)
-    assert losses(epoch=1, flip=False) == losses(flip=False)
+@pytest.mark.parametrize("number", [2, 3, 8, 50])
+def test_accumulated_parts_are_one_batch(batches, number):
+    whole, parts = (weights_after(batches, accumulate=n) for n in (1, number))
+    torch.testing.assert_close(whole, parts)
 
 
-def test_mirrored_images_are_whole_images_from_right_to_left(batches):
+def test_clipped_gradients_have_the_asked_norm(network, batches):
+    fit = fitter(network, schedule=FLAT, clip_norm=1e-3)
+    epoch_of(fit, batches[:1])
+    norm = torch.cat([p.grad.flatten() for p in network.parameters()]).norm()
+    assert norm == pytest.approx(1e-3, rel=1e-4)
+
+
+def test_images_without_weight_count_nothing(batches):
+    images, targets = batches[0].images.copy(), batches[0].targets.copy()
+    images[3:], targets[3:] = 7, 1e6
+    weights = np.where(np.arange(8) < 3, 1, 0)
+    half = weights_after([batch_of(images, targets, weights)], flip=False)
+    torch.testing.assert_close(half, weights_after([batch_of(images[:3], targets[:3])], flip=False))
+
+
+def test_published_weights_are_the_average_and_training_goes_on_from_its_own(network, batches):
+    plain = weights_after(batches)
+    fit = fitter(network, schedule=FLAT, ema=0.9)
+    start = network.line.weight.detach().clone()
+    epoch_of(fit, batches)
+    averaged = fit.published()["line.weight"]
+    assert torch.equal(network.line.weight, plain)
+    assert not torch.equal(averaged, plain)
+    assert not torch.equal(averaged, start)
+    [(_, predicted)] = fit.predictions(batches[:1])
+    assert torch.equal(network.line.weight, plain)
+    network.load_state_dict(fit.published())
+    np.testing.assert_array_equal(predicted, predict(network, inputs_of(batches[0])))
+
+
+def test_bfloat16_is_near_and_not_the_same(batches):
+    exact, rough = (weights_after(batches, precision=name) for name in ("float32", "bfloat16"))
+    assert not torch.equal(exact, rough)
+    torch.testing.assert_close(exact, rough, rtol=0.05, atol=0.05)
+
+
+def test_loss_and_its_options_are_used(batches):
+    found = {
+        kind: weights_after(batches, loss=loss)
+        for kind, loss in {"huber": Loss(), "l2": Loss("l2"), "rank": Loss("huber", 1, 50)}.items()
+    }
+    assert not torch.equal(found["huber"], found["l2"])
+    assert not torch.equal(found["huber"], found["rank"])
+
+
+def test_augmentation_depends_on_seed_epoch_and_image_alone(batches):
     seen = []
 
     class Spy(Tiny):
         def forward(self, x):
-            seen.append(x.clone())
+            seen.append(x.detach().numpy().copy())
             return super().forward(x)
 
-    images, _ = batches[0]
-    list(fitter(Spy()).train_epoch(batches[:1], epoch=0))
-    plain = Preprocessing(height=8, width=8).apply(images)
-    mirrored = [
-        not np.array_equal(got, kept) for got, kept in zip(seen[0].numpy(), plain, strict=True)
-    ]
-    assert 0 < sum(mirrored) < len(images)
-    for got, kept, flipped in zip(seen[0].numpy(), plain, mirrored, strict=True):
-        np.testing.assert_array_equal(got, kept[:, :, ::-1] if flipped else kept)
+    fit = fitter(Spy(), schedule=FLAT)
+    epoch_of(fit, batches[:1], epoch=3)
+    wanted = mirror(batches[0].images, batches[0].keys, RECIPE.seed, 3)
+    assert not np.array_equal(wanted, batches[0].images)
+    np.testing.assert_array_equal(seen[0], inputs_of(batch_of(wanted, batches[0].targets)))
+    # The same images in other company.
+    epoch_of(fit, [next(iter(batches[0].parts(2)))], epoch=3)
+    np.testing.assert_array_equal(seen[1], seen[0][:4])
+    epoch_of(fitter(Spy(), degrade_share=1.0, flip=False), batches[:1])
+    assert not np.array_equal(seen[2], inputs_of(batches[0]))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_loss_that_is_no_number(network, batches, bad):
+def test_loss_that_is_no_number_names_the_batch(network, batches, bad):
+    broken = batch_of(batches[1].images, np.full(8, bad), first=40)
+    nine = batch_of(np.zeros((9, 8, 8, 3), np.uint8), np.full(9, bad), first=1)
+    named = r"the loss is (nan|inf) at epoch 4, step 2, images image 40, .*, image 47: lower the"
+    with pytest.raises(ValueError, match=named):
+        epoch_of(fitter(network), [batches[0], broken], epoch=3)
+    with pytest.raises(ValueError, match="image 8 and 1 more: lower the"):
+        epoch_of(fitter(network), [nine])
+
+
+def test_predictions_are_of_all_batches_and_do_not_train(network, batches):
     before = copy.deepcopy(network.state_dict())
-    images, targets = batches[0]
-    broken = [(images, np.full_like(targets, bad))]
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at epoch 4, step 1: lower the"):
-        list(fitter(network).train_epoch(broken, epoch=3))
+    found = list(fitter(network).predictions(batches))
+    assert [batch.rows[0] for batch, _ in found] == [0, 8, 16]
+    for batch, predicted in found:
+        np.testing.assert_array_equal(predicted, predict(network, inputs_of(batch)))
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
-
-
-def test_validation_figures(network, batches):
-    result, predicted = fitter(network).validate(batches)
-    images = np.concatenate([x for x, _ in batches])
-    targets = np.concatenate([y for _, y in batches]).astype(np.float64)
-    inputs = torch.from_numpy(Preprocessing(height=8, width=8).apply(images))
-    wanted = predict(network, inputs).astype(np.float64)
-    gap = np.abs(wanted - targets)
-    assert result.mae == pytest.approx(gap.mean())
-    assert result.loss == pytest.approx(np.where(gap < 1, gap**2 / 2, gap - 0.5).mean())
-    assert result.spearman == pytest.approx(stats.spearmanr(wanted, targets).statistic)
-    assert result.figures == {
-        "loss": result.loss,
-        "mae": result.mae,
-        "spearman": result.spearman,
-    }
-    np.testing.assert_allclose(predicted, np.sort(wanted), rtol=1e-6)
-    assert predicted.dtype == np.float32
-
-
-def test_validation_does_not_depend_on_the_order_of_batches_nor_train(network, batches):
-    before = copy.deepcopy(network.state_dict())
-    fit = fitter(network)
-    result, predicted = fit.validate(batches)
-    again, same = fit.validate(reversed(batches))
-    assert again == result
-    np.testing.assert_array_equal(same, predicted)
-    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
-
-
-def test_validation_without_batches(network):
-    with pytest.raises(ValueError, match="expected at least one validation batch, got none"):
-        fitter(network).validate([])
 
 
 def test_prediction_is_without_dropout_and_training_with_it(batches):
@@ -203,7 +252,16 @@ def test_prediction_is_without_dropout_and_training_with_it(batches):
 
     torch.manual_seed(0)
     fit = fitter(Dropping())
-    list(fit.train_epoch(batches[:1], 0))
-    assert fit.validate(batches[:1])[0] == fit.validate(batches[:1])[0]
-    list(fit.train_epoch(batches[:1], 1))
+    epoch_of(fit, batches[:1])
+    once, again = (next(fit.predictions(batches[:1]))[1] for _ in range(2))
+    np.testing.assert_array_equal(once, again)
+    epoch_of(fit, batches[:1], epoch=1)
     assert seen == [True, False, False, True]
+
+
+def test_a_batch_in_parts_is_whole():
+    batch = batch_of(np.zeros((7, 8, 8, 3), np.uint8), np.arange(7))
+    parts = list(batch.parts(3))
+    assert [len(part) for part in parts] == [3, 2, 2]
+    np.testing.assert_array_equal(np.concatenate([part.targets for part in parts]), batch.targets)
+    assert len(list(batch.parts(100))) == 7

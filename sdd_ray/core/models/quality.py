@@ -61,6 +61,38 @@ class QualityNetwork(nn.Module):
         nn.init.normal_(last.weight, std=_HEAD_STD * inputs**-0.5)
         nn.init.constant_(last.bias, initial_quality)
         self.head = nn.Sequential(*pooling, nn.PReLU(inputs), nn.Dropout(dropout), last)
+        self._still: tuple[nn.Module, ...] = ()
+
+    def freeze(self, share: float, batch_norm: bool = False) -> None:
+        """Keep a part of the trunk as it is from now on, also in training.
+
+        Args:
+            share: Share of the trunk's layers, counted from the image, whose weights and batch
+                statistics stay, in [0, 1]; rounded to whole layers.
+            batch_norm: Whether the batch statistics of all others stay, too.
+
+        Raises:
+            ValueError: `share` is outside [0, 1].
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"expected a share of layers in [0, 1], got {share}")
+        layers = [
+            layer
+            for layer in self.backbone.modules()
+            if [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+        ]
+        frozen = layers[: round(share * len(layers))]
+        for layer in frozen:
+            layer.requires_grad_(False)
+        norms = (layer for layer in layers if isinstance(layer, nn.modules.batchnorm._BatchNorm))
+        self._still = (*frozen, *(norms if batch_norm else ()))
+
+    def train(self, mode: bool = True) -> "QualityNetwork":
+        """Set training or evaluation; what is frozen stays in evaluation."""
+        super().train(mode)
+        for layer in self._still:
+            layer.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the (N,) raw qualities."""

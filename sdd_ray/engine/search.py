@@ -1,0 +1,167 @@
+"""Ray Tune's parts for a search: who proposes configurations, who stops or changes trials, storage.
+
+A trial's configuration travels as `{GIVEN: {dotted key: value}}`, with the trial's number beside
+the values.
+"""
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from ray import tune
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from sdd_ray.engine.fitting import BETTER
+from sdd_ray.search_draws import Values, mutate, resolve
+from sdd_ray.search_space import most_epochs, proposals
+from sdd_ray.settings import SearchDimension, TuneConfig
+from sdd_ray.store.location import Location
+
+GIVEN = "given"
+NUMBER = "trial"
+_NAME = "search"
+
+
+def tuner(config: TuneConfig, trainable: Any, work: Location) -> tune.Tuner:
+    """Return a new search, or the one that was begun in `work`.
+
+    A search that goes on has its trials, the state of its searcher and what is left of its budget;
+    schedulers begin without a past.
+
+    Args:
+        config: The search.
+        trainable: What a trial does.
+        work: Folder that trials are kept in.
+    """
+    path = (work / _NAME).uri
+    random.seed(config.seed)  # pbt chooses by it which good trial a poor one copies
+    if tune.Tuner.can_restore(path):
+        return tune.Tuner.restore(path, trainable=trainable, resume_errored=True)
+    space, search, samples = _searcher(config)
+    metric = config.train.best
+    return tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric=metric,
+            mode=BETTER[metric],
+            num_samples=samples,
+            # The list counts for itself, and Ray warns of two limits.
+            max_concurrent_trials=config.resources.concurrent_trials if samples > 1 else None,
+            scheduler=_scheduler(config),
+            search_alg=search,
+            time_budget_s=config.budget_s,
+            trial_dirname_creator=_folder_name,
+        ),
+        run_config=tune.RunConfig(
+            name=_NAME,
+            storage_path=work.uri,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=config.resources.max_failures),
+            checkpoint_config=_kept(config),
+        ),
+    )
+
+
+def number_of(path: str) -> int:
+    """Return the number of a trial from its folder, which pbt leaves alone as it copies values."""
+    name = path.rstrip("/").rpartition("/")[2]
+    return int(name.partition("_")[0])  # Ray adds a suffix where the folder of a lost one lies
+
+
+def _folder_name(trial: Any) -> str:
+    return f"{trial.config[GIVEN][NUMBER]:04d}"
+
+
+def _kept(config: TuneConfig) -> tune.CheckpointConfig:
+    """Return which checkpoints stay: the best and the last; for pbt all, as others go on from them.
+
+    (With pbt, a trial that waits for room may need one that its owner has long gone beyond.)
+    """
+    if config.scheduler == "pbt":
+        return tune.CheckpointConfig()
+    metric = config.train.best
+    return tune.CheckpointConfig(
+        num_to_keep=1,
+        checkpoint_score_attribute=metric,
+        checkpoint_score_order=BETTER[metric],
+    )
+
+
+def _scheduler(config: TuneConfig) -> TrialScheduler:
+    schedulers: dict[str, Callable[[], TrialScheduler]] = {
+        "asha": lambda: ASHAScheduler(
+            time_attr="epoch",
+            max_t=most_epochs(config),
+            grace_period=config.grace_epochs,
+            reduction_factor=config.reduction_factor,
+        ),
+        "median": lambda: MedianStoppingRule(time_attr="epoch", grace_period=config.grace_epochs),
+        # In step: so that a trial is compared with others of its age, however many run at a time.
+        "pbt": lambda: PopulationBasedTraining(
+            time_attr="epoch",
+            perturbation_interval=config.perturbation_epochs,
+            custom_explore_fn=Explore(config),
+            synch=True,
+        ),
+        "none": FIFOScheduler,
+    }
+    return schedulers[config.scheduler]()
+
+
+@dataclass
+class Explore:
+    """Changes the values that a poor trial takes over from a good one, each time otherwise."""
+
+    config: TuneConfig
+    calls: int = 0
+
+    def __call__(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the configuration of a good trial, changed."""
+        rng = np.random.default_rng([self.config.seed, self.calls, 1])
+        self.calls += 1
+        values = {key: value for key, value in given[GIVEN].items() if key != NUMBER}
+        return {**given, GIVEN: {**mutate(self.config, values, rng), NUMBER: given[GIVEN][NUMBER]}}
+
+
+def _searcher(config: TuneConfig) -> tuple[dict[str, Any], Any, int]:
+    """Return the parameter space, the search algorithm, and how often to sample the space."""
+    if config.searcher != "optuna":
+        given = [{NUMBER: n, **values} for n, values in enumerate(proposals(config))]
+        concurrent = config.resources.concurrent_trials
+        return {GIVEN: tune.grid_search(given)}, BasicVariantGenerator(max_concurrent=concurrent), 1
+    from ray.tune.search.optuna import OptunaSearch
+
+    logging.getLogger("optuna").setLevel(logging.WARNING)
+    metric = config.train.best
+    search = OptunaSearch(
+        partial(_suggested, config), metric=metric, mode=BETTER[metric], seed=config.seed
+    )
+    return {}, search, config.trials
+
+
+def _suggested(config: TuneConfig, trial: Any) -> Values:
+    """Ask Optuna for the value of each key that takes part; Ray notes what is asked."""
+
+    def pick(key: str, dimension: SearchDimension) -> Any:
+        name = f"{GIVEN}/{key}"
+        if dimension.kind == "choice":
+            return trial.suggest_categorical(name, list(dimension.values or ()))
+        low, high = dimension.low, dimension.high
+        if dimension.kind == "integer":
+            return trial.suggest_int(name, int(low or 0), int(high or 0))
+        return trial.suggest_float(name, low, high, log=dimension.kind == "log_uniform")
+
+    resolve(config, pick)
+    return {f"{GIVEN}/{NUMBER}": trial.number}
