@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Note = str | dict[str, float]
 
@@ -34,7 +35,9 @@ def board(figures: Callable[[dict[str, float]], None] | None = None) -> Iterator
 
     Lines appear on standard error as they come.
     """
-    actor: Any = ray.remote(num_cpus=0)(_Board).remote()
+    # Beside the driver, without which nothing goes on anyway: other nodes may be lost.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
     stop = threading.Event()
 
     def show() -> None:

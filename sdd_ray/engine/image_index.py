@@ -43,7 +43,7 @@ def list_images(source: Source, images_per_shard: int, run: OutputRun) -> tuple[
     made again; parts whose images changed are forgotten.
     """
     note = run.work / LISTING
-    versions = _versions(source)
+    versions = versions_of(source)
     if note.exists():
         tree = json.loads(note.read_bytes())
         rejects = [Reject(**item) for item in tree["rejects"]]
@@ -72,7 +72,7 @@ def list_images(source: Source, images_per_shard: int, run: OutputRun) -> tuple[
     return total, listing
 
 
-def _versions(source: Source) -> dict[str, str]:
+def versions_of(source: Source) -> dict[str, str]:
     """Return what tells the files of a packed source from others of the same names."""
     places = source.origins()
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as threads:

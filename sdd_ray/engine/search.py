@@ -108,16 +108,35 @@ def _scheduler(config: TuneConfig) -> TrialScheduler:
             reduction_factor=config.reduction_factor,
         ),
         "median": lambda: MedianStoppingRule(time_attr="epoch", grace_period=config.grace_epochs),
-        # In step: so that a trial is compared with others of its age, however many run at a time.
-        "pbt": lambda: PopulationBasedTraining(
+        "pbt": lambda: Exchange(config),
+        "none": FIFOScheduler,
+    }
+    return schedulers[config.scheduler]()
+
+
+class Exchange(PopulationBasedTraining):
+    """Population based training in step: a trial is compared with others of its age.
+
+    After the last epoch nothing is exchanged: it would change values that no weight has seen.
+
+    Args:
+        config: The search.
+    """
+
+    def __init__(self, config: TuneConfig) -> None:
+        super().__init__(
             time_attr="epoch",
             perturbation_interval=config.perturbation_epochs,
             custom_explore_fn=Explore(config),
             synch=True,
-        ),
-        "none": FIFOScheduler,
-    }
-    return schedulers[config.scheduler]()
+        )
+        self._last_epoch = config.train.optimiser.epochs
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Return what becomes of a trial that has ended an epoch."""
+        if result["epoch"] >= self._last_epoch:
+            return str(TrialScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
 
 
 @dataclass

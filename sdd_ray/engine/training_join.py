@@ -24,7 +24,7 @@ import ray
 from numpy.typing import NDArray
 
 from sdd_ray.columns import IMAGE_ID, INDEX
-from sdd_ray.engine.image_index import _versions
+from sdd_ray.engine.image_index import versions_of
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.tasks import run_tasks
 from sdd_ray.engine.training_labels import (
@@ -37,7 +37,7 @@ from sdd_ray.engine.training_labels import (
 )
 from sdd_ray.errors import InputError, SddError
 from sdd_ray.formats.items import Item, Listing, PackedSource, Source, to_table
-from sdd_ray.formats.landmarks import WithLandmarks, _lines, interleaved
+from sdd_ray.formats.landmarks import WithLandmarks, interleaved, read_lines
 from sdd_ray.store.dataset import Dataset, read_json, read_parquet_with_groups
 from sdd_ray.store.location import Location
 
@@ -178,7 +178,7 @@ class _Inputs:
 
 def _begin(folder: Location, basis: dict[str, Any], source: Source) -> None:
     """Remove what was made from other files, or for other partitions."""
-    basis = {**basis, "versions": _versions(source)}
+    basis = {**basis, "versions": versions_of(source)}
     note = folder / _BASIS
     if note.exists() and read_json(note) != basis:
         folder.remove_tree()
@@ -281,7 +281,7 @@ def _items(source: Any, files: Sequence[str] | None) -> Iterator[Item]:
 
 
 def _landmark_rows(place: Location, order: str) -> Iterator[pa.Table]:
-    lines = _lines(place)
+    lines = read_lines(place)
     while group := list(itertools.islice(lines, ROWS_PER_CHUNK)):
         keys = pa.array([key for key, _ in group], pa.string())
         points = [interleaved(numbers, order) for _, numbers in group]

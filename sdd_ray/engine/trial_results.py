@@ -124,7 +124,7 @@ def _as_text(value: Any) -> str | None:
 
 
 def _result(config: TuneConfig, result: Any, trial: Any) -> TrialResult:
-    given = dict(result.config[GIVEN])
+    given = dict(trial.config[GIVEN])
     given.pop(NUMBER)
     frame = result.metrics_dataframe
     if frame is not None and "epoch" in frame:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -79,7 +80,8 @@ def search(config: TuneConfig, material: Material, work: Location) -> list[Trial
         task = TrialTask(config, material.plan, material.labels, work, lines)
         # Ray Tune tells of its own ways to go on, and prints the traceback of every failure.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        with interruptible():
+        with interruptible(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consider boosting PBT")
             grid = tuner(config, trainable(task, images), work).fit()
     results = results_of(config, grid)
     # Ray Tune returns what it has; only a budget leaves trials that never began.

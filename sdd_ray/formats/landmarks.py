@@ -164,7 +164,7 @@ def read_landmarks(place: Location, order: str = "interleaved") -> LandmarkTable
             is none.
     """
     keys, numbers = [], array("f")
-    lines = _lines(place)
+    lines = read_lines(place)
     while group := list(itertools.islice(lines, _AT_ONCE)):
         keys.append(pa.array([key for key, _ in group], pa.large_string()))
         for _, values in group:
@@ -183,7 +183,7 @@ def read_landmarks(place: Location, order: str = "interleaved") -> LandmarkTable
     return LandmarkTable(image_ids, points, hashes, rows)
 
 
-def _lines(place: Location) -> Iterator[tuple[str, list[float]]]:
+def read_lines(place: Location) -> Iterator[tuple[str, list[float]]]:
     """Yield image_id and ten numbers of each line."""
     with place.open() as stream:
         for number, line in enumerate(_raw_lines(stream, place), 1):

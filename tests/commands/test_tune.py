@@ -126,7 +126,7 @@ def test_mistakes_end_in_one_message(do_tune, tmp_path, word, status, message):
 def test_interrupted_search_goes_on(words, do_tune, tmp_path, sent):
     more = ["trials=3", "train.optimiser.epochs=2", "scheduler=none", "train.best=mae"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "sdd_ray.tune", *words, *more, "ray.num_cpus=2", "ray.dashboard=0"],
+        [sys.executable, "-m", "sdd_ray.tune", *words, *more, "ray.num_cpus=2", "ray.dashboard=false"],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # as from a terminal, the workers get the signal as well
