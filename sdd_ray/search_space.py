@@ -65,11 +65,6 @@ def proposals(config: TuneConfig) -> list[Values]:
     return [draw(config, number) for number in range(config.trials)]
 
 
-def planned(config: TuneConfig) -> int:
-    """Return how many trials there are."""
-    return sum(1 for _ in grid(config)) if config.searcher == "grid" else config.trials
-
-
 def with_values(train: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     """Return the training configuration with some dotted keys set.
 

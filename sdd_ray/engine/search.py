@@ -1,13 +1,12 @@
 """Ray Tune's parts for a search: who proposes configurations, who stops or changes trials, storage.
 
 A trial's configuration travels as `{GIVEN: {dotted key: value}}`, with the trial's number beside
-the values.
+the values, and with what it goes on from where pbt gave it the weights of another.
 """
 
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,7 +28,7 @@ from sdd_ray.settings import SearchDimension, TuneConfig
 from sdd_ray.store.location import Location
 
 GIVEN = "given"
-NUMBER = "trial"
+NUMBER, ORIGIN = "trial", "origin"
 _NAME = "search"
 
 
@@ -69,34 +68,17 @@ def tuner(config: TuneConfig, trainable: Any, work: Location) -> tune.Tuner:
             storage_path=work.uri,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=config.resources.max_failures),
-            checkpoint_config=_kept(config),
         ),
     )
 
 
-def number_of(path: str) -> int:
-    """Return the number of a trial from its folder, which pbt leaves alone as it copies values."""
-    name = path.rstrip("/").rpartition("/")[2]
-    return int(name.partition("_")[0])  # Ray adds a suffix where the folder of a lost one lies
+def values_of(given: dict[str, Any]) -> Values:
+    """Return the values of a trial without what else travels with them."""
+    return {key: value for key, value in given[GIVEN].items() if key not in (NUMBER, ORIGIN)}
 
 
 def _folder_name(trial: Any) -> str:
     return f"{trial.config[GIVEN][NUMBER]:04d}"
-
-
-def _kept(config: TuneConfig) -> tune.CheckpointConfig:
-    """Return which checkpoints stay: the best and the last; for pbt all, as others go on from them.
-
-    (With pbt, a trial that waits for room may need one that its owner has long gone beyond.)
-    """
-    if config.scheduler == "pbt":
-        return tune.CheckpointConfig()
-    metric = config.train.best
-    return tune.CheckpointConfig(
-        num_to_keep=1,
-        checkpoint_score_attribute=metric,
-        checkpoint_score_order=BETTER[metric],
-    )
 
 
 def _scheduler(config: TuneConfig) -> TrialScheduler:
@@ -117,7 +99,9 @@ def _scheduler(config: TuneConfig) -> TrialScheduler:
 class Exchange(PopulationBasedTraining):
     """Population based training in step: a trial is compared with others of its age.
 
-    After the last epoch nothing is exchanged: it would change values that no weight has seen.
+    A trial finds by its configuration whose state it goes on from; Ray's own way, by checkpoints,
+    is kept busy with empty ones. After the last epoch nothing is exchanged: it would change values
+    that no weight has seen.
 
     Args:
         config: The search.
@@ -127,31 +111,27 @@ class Exchange(PopulationBasedTraining):
         super().__init__(
             time_attr="epoch",
             perturbation_interval=config.perturbation_epochs,
-            custom_explore_fn=Explore(config),
+            custom_explore_fn=dict,  # one must be given; see _get_new_config
             synch=True,
+            log_config=False,
         )
-        self._last_epoch = config.train.optimiser.epochs
+        self._config = config
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Return what becomes of a trial that has ended an epoch."""
-        if result["epoch"] >= self._last_epoch:
+        if result["epoch"] >= self._config.train.optimiser.epochs:
             return str(TrialScheduler.CONTINUE)
         return str(super().on_trial_result(tune_controller, trial, result))
 
-
-@dataclass
-class Explore:
-    """Changes the values that a poor trial takes over from a good one, each time otherwise."""
-
-    config: TuneConfig
-    calls: int = 0
-
-    def __call__(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the configuration of a good trial, changed."""
-        rng = np.random.default_rng([self.config.seed, self.calls, 1])
-        self.calls += 1
-        values = {key: value for key, value in given[GIVEN].items() if key != NUMBER}
-        return {**given, GIVEN: {**mutate(self.config, values, rng), NUMBER: given[GIVEN][NUMBER]}}
+    def _get_new_config(
+        self, trial: Any, trial_to_clone: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the configuration of a poor trial that goes on from a good one."""
+        number, other = (t.config[GIVEN][NUMBER] for t in (trial, trial_to_clone))
+        epoch = int(self._trial_state[trial_to_clone].last_train_time)
+        rng = np.random.default_rng([self._config.seed, number, epoch, 1])
+        values = mutate(self._config, values_of(trial_to_clone.config), rng)
+        return {GIVEN: {**values, NUMBER: number, ORIGIN: [other, epoch]}}, {}
 
 
 def _searcher(config: TuneConfig) -> tuple[dict[str, Any], Any, int]:

@@ -1,4 +1,4 @@
-"""What the trials of a search reached, as Ray Tune noted it.
+"""What the trials of a search reached: their journals, and what became of them in Ray Tune.
 
 Shapes: K epochs of a trial.
 """
@@ -13,10 +13,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sdd_ray.engine.fitting import BETTER
-from sdd_ray.engine.search import GIVEN, NUMBER, number_of
+from sdd_ray.engine.search import GIVEN, NUMBER, values_of
+from sdd_ray.engine.trial_folder import TrialFolder
 from sdd_ray.search_draws import Values
 from sdd_ray.search_space import with_values
 from sdd_ray.settings import TuneConfig
+from sdd_ray.store.location import Location
 
 FIGURES = tuple(BETTER)
 _TERMINATED, _ERROR = "TERMINATED", "ERROR"  # Ray Tune's names
@@ -39,8 +41,6 @@ class TrialResult:
         ended: (K,) seconds since 1970 at which each ended.
         seconds: (K,) that each took, with what came before it.
         figures: Each (K,); NaN where there is none.
-        best_checkpoint: Of the best epoch; None if there is none, or Ray Train has it.
-        last_checkpoint: Of the last epoch, likewise.
     """
 
     number: int
@@ -52,8 +52,6 @@ class TrialResult:
     ended: NDArray[np.float64]
     seconds: NDArray[np.float64]
     figures: dict[str, NDArray[np.float64]]
-    best_checkpoint: Any = None
-    last_checkpoint: Any = None
 
     def best(self, metric: str) -> int | None:
         """Return the place of the best epoch, or None if there is no epoch with this figure."""
@@ -68,10 +66,10 @@ class TrialResult:
         return float("nan") if place is None else float(self.figures[metric][place])
 
 
-def results_of(config: TuneConfig, grid: Any) -> list[TrialResult]:
+def results_of(config: TuneConfig, grid: Any, work: Location) -> list[TrialResult]:
     """Return the trials of a Ray Tune search in order of their numbers."""
-    trials = grid._experiment_analysis.trials  # the statuses are nowhere else
-    found = [_result(config, grid[place], trial) for place, trial in enumerate(trials)]
+    trials = grid._experiment_analysis.trials  # their statuses are nowhere else
+    found = [_result(config, trial, grid[place].error, work) for place, trial in enumerate(trials)]
     return sorted(found, key=lambda result: result.number)
 
 
@@ -123,43 +121,24 @@ def _as_text(value: Any) -> str | None:
     return None if value is None else json.dumps(value)
 
 
-def _result(config: TuneConfig, result: Any, trial: Any) -> TrialResult:
-    given = dict(trial.config[GIVEN])
-    given.pop(NUMBER)
-    frame = result.metrics_dataframe
-    if frame is not None and "epoch" in frame:
-        # A search that was killed may have noted an epoch, and run it again.
-        frame = frame.drop_duplicates("epoch", keep="last").sort_values("epoch")
-    else:
-        frame = None
+def _result(config: TuneConfig, trial: Any, error: object, work: Location) -> TrialResult:
+    given, values = trial.config[GIVEN], values_of(trial.config)
+    journal = TrialFolder.of(work, given[NUMBER]).journal()
 
-    def column(name: str, kind: type) -> NDArray[Any]:
-        if frame is None:
-            return np.zeros(0, kind)
-        if name not in frame:
-            return np.full(len(frame), np.nan)
-        return np.asarray(frame[name], kind)
+    def column(name: str) -> NDArray[np.float64]:
+        return np.array([entry[name] for entry in journal], np.float64)
 
-    epochs = column("epoch", np.int64)
     return TrialResult(
-        number=number_of(result.path),
-        values={key: given[key] for key in config.space if key in given},
-        status=_status(config, given, trial.status, int(epochs.max(initial=0))),
-        error="" if trial.status != _ERROR else _last_line(result.error),
+        number=given[NUMBER],
+        values={key: values[key] for key in config.space if key in values},
+        status=_status(config, values, trial.status, len(journal)),
+        error=_last_line(error) if trial.status == _ERROR else "",
         failures=int(trial.num_failures),
-        epochs=epochs,
-        ended=column("timestamp", np.float64),
-        seconds=column("time_this_iter_s", np.float64),
-        figures={name: column(name, np.float64) for name in FIGURES},
-        best_checkpoint=_best_checkpoint(config.train.best, result),
-        last_checkpoint=result.checkpoint,
+        epochs=column("epoch").astype(np.int64),
+        ended=column("ended"),
+        seconds=column("seconds"),
+        figures={name: column(name) for name in FIGURES},
     )
-
-
-def _best_checkpoint(metric: str, result: Any) -> Any:
-    if not result.best_checkpoints:
-        return None
-    return result.get_best_checkpoint(metric, BETTER[metric])
 
 
 def _status(config: TuneConfig, values: Values, status: str, epochs_run: int) -> Status:

@@ -19,12 +19,13 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from sdd_ray.core.fitting import Batch
-from sdd_ray.engine.fitting import FitPlan
+from sdd_ray.engine.fitting import BETTER, Fit, FitPlan
 from sdd_ray.engine.progress import clock
-from sdd_ray.engine.search import GIVEN, NUMBER, number_of
-from sdd_ray.engine.training import feeds, new_fit, read_state, trainer, write_state
+from sdd_ray.engine.search import GIVEN, NUMBER, ORIGIN, values_of
+from sdd_ray.engine.training import feeds, new_fit, trainer
 from sdd_ray.engine.training_data import ImageDatasets
 from sdd_ray.engine.training_labels import in_order, read_labels
+from sdd_ray.engine.trial_folder import TrialFolder
 from sdd_ray.search_space import OF_ROWS, with_values
 from sdd_ray.settings import TrainConfig, TuneConfig
 from sdd_ray.store.dataset import Dataset
@@ -90,36 +91,105 @@ def run_of(work: Location, number: int) -> tuple[Location, str]:
 
 def _one_worker(given: dict[str, Any], task: TrialTask, train: Any, validation: Any) -> None:
     """Fit one configuration, reporting every epoch."""
-    plan = _plan(given, task)
-    say = _Voice(task)
+    plan, folder = _plan(given, task), TrialFolder.of(task.work, given[GIVEN][NUMBER])
+    say = _Voice(task.lines, given[GIVEN][NUMBER])
     device = torch.device("cuda" if plan.config.resources.use_gpu else "cpu")
+    watch = _Watch(folder, values_of(given))
     fit = new_fit(plan, device, say=say)
-    started = time.monotonic()
     to_train, to_validate = feeds(plan, train, validation, fit.unreadable)
     if any(key in task.search.space for key in OF_ROWS):
         to_train = _weighted(to_train, _weights(plan.config, task))
-    for result in fit.epochs(_resume(say), to_train, to_validate):
+    state, is_pbt = _state(given, task), task.search.scheduler == "pbt"
+    result = None
+    for result in fit.epochs(state, to_train, to_validate):
+        watch.note(result.figures)
+        folder.write(fit, result)
+        if not is_pbt:  # there, others may go on from any
+            folder.keep({_best_epoch(fit), result.epoch + 1})
         metric, epochs = plan.config.best, plan.config.optimiser.epochs
         say(
             f"epoch {result.epoch + 1} of {epochs}, {metric} {result.figures[metric]:.3f},"
-            f" {clock(time.monotonic() - started)}"
+            f" {clock(watch.seconds())}"
         )
-        with tempfile.TemporaryDirectory() as folder:
-            write_state(fit, result, folder)
-            tune.report(result.figures, checkpoint=tune.Checkpoint.from_directory(folder))
+        _report(result.figures, is_pbt)
+    if result is None and state is not None:
+        _report(state["figures"], is_pbt)  # killed at its very end: Ray Tune wants to hear of it
+
+
+def _report(figures: dict[str, float], with_checkpoint: bool) -> None:
+    """Tell Ray Tune of an epoch; the checkpoint, which pbt insists on, is empty."""
+    if not with_checkpoint:
+        tune.report(figures)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        tune.report(figures, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def _state(given: dict[str, Any], task: TrialTask) -> dict[str, Any] | None:
+    """Return the state that a trial goes on from, its own or, after an exchange, another's."""
+    own = TrialFolder.of(task.work, given[GIVEN][NUMBER])
+    newest = own.newest()
+    origin = given[GIVEN].get(ORIGIN)
+    if origin is not None and (newest is None or newest <= origin[1]):
+        return TrialFolder.of(task.work, origin[0]).read(origin[1])
+    return None if newest is None else own.read(newest)
+
+
+def _best_epoch(fit: Fit) -> int:
+    values = np.array([figures[fit.plan.config.best] for figures in fit.history])
+    is_min = BETTER[fit.plan.config.best] == "min"
+    if np.isnan(values).all():
+        return len(values)
+    return 1 + int(np.nanargmin(values) if is_min else np.nanargmax(values))
+
+
+class _Watch:
+    """Notes epochs in the journal of a trial, with the values and the time that they took."""
+
+    def __init__(self, folder: TrialFolder, values: dict[str, Any]) -> None:
+        self._folder, self._values = folder, values
+        self._started = self._noted = time.time()
+
+    def note(self, figures: dict[str, float]) -> None:
+        now = time.time()
+        seconds, self._noted = now - self._noted, now
+        self._folder.note({**figures, "ended": now, "seconds": seconds, "values": self._values})
+
+    def journal(self) -> list[dict[str, Any]]:
+        return self._folder.journal()
+
+    def seconds(self) -> float:
+        return time.time() - self._started
+
+
+class _NotingCallback(TuneReportCallback):
+    """Notes the epochs of a run of Ray Train, and tells Ray Tune of them; in its controller."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._watch = watch
+
+    def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+        self._watch.note(metrics[0])
+        super().after_report(run_context, metrics, checkpoint)
 
 
 def _several_workers(given: dict[str, Any], task: TrialTask, train: Any, validation: Any) -> None:
     """Fit one configuration by a run of Ray Train, which is named after the trial and goes on."""
-    storage, name = run_of(task.work, number_of(tune.get_context().get_trial_dir()))
-    images = ImageDatasets(train, validation)
-    run = trainer(_plan(given, task), images, name, storage, _Voice(task), [TuneReportCallback()])
-    run.fit()
+    number = given[GIVEN][NUMBER]
+    storage, name = run_of(task.work, number)
+    watch = _Watch(TrialFolder.of(task.work, number), values_of(given))
+    voice, images = _Voice(task.lines, number), ImageDatasets(train, validation)
+    before = len(watch.journal())
+    trainer(_plan(given, task), images, name, storage, voice, [_NotingCallback(watch)]).fit()
+    noted = watch.journal()
+    if noted and len(noted) == before:
+        noted[-1].pop("values")
+        _report(noted[-1], with_checkpoint=False)  # was complete, as above
 
 
 def _plan(given: dict[str, Any], task: TrialTask) -> FitPlan:
-    values = {key: value for key, value in given[GIVEN].items() if key != NUMBER}
-    return replace(task.plan, config=trial_config(task.search, values))
+    return replace(task.plan, config=trial_config(task.search, values_of(given)))
 
 
 def _weights(config: TrainConfig, task: TrialTask) -> NDArray[np.float32]:
@@ -142,28 +212,14 @@ def _weighted(feed: Feed, weights: NDArray[np.float32]) -> Feed:
     return batches
 
 
-def _resume(say: "_Voice") -> dict[str, Any] | None:
-    """Return the state that this trial goes on from, its own or another's; None: it begins."""
-    checkpoint = tune.get_checkpoint()
-    if checkpoint is None:
-        return None
-    try:
-        return read_state(checkpoint)
-    except FileNotFoundError:
-        # The search was killed between the removal of an old checkpoint and the note of the new.
-        say("its last checkpoint is gone, so it begins anew")
-        return None
-
-
 class _Voice:
     """Says lines for a trial, under its number; also stands in for the board of training."""
 
-    def __init__(self, task: TrialTask) -> None:
-        self._lines = task.lines
-        self._name = f"trial {number_of(tune.get_context().get_trial_dir())}"
+    def __init__(self, lines: Any, number: int) -> None:
+        self._lines, self._number = lines, number
 
     def __call__(self, line: str) -> None:
-        self._lines.put.remote(f"tune: {self._name}, {line}")
+        self._lines.put.remote(f"tune: trial {self._number}, {line}")
 
     @property
     def put(self) -> "_Voice":

@@ -1,11 +1,14 @@
 """Search training configurations with Ray Tune, and publish what was found."""
 
 import logging
+import signal
 import sys
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ray.train
 import ray.util.state
@@ -19,11 +22,12 @@ from sdd_ray.engine.training import TrainedNetwork, read_state, trained_network
 from sdd_ray.engine.training_data import image_datasets
 from sdd_ray.engine.training_output import publish as publish_model
 from sdd_ray.engine.training_rows import TrainingData
+from sdd_ray.engine.trial_folder import TrialFolder
 from sdd_ray.engine.trial_results import TrialResult, best_of, results_of, table_of
 from sdd_ray.engine.trials import TrialTask, run_of, trainable
 from sdd_ray.engine.tune_report import report_html
 from sdd_ray.errors import ResourceError, SddError
-from sdd_ray.search_space import planned, with_values
+from sdd_ray.search_space import with_values
 from sdd_ray.settings import TrainConfig, TuneConfig
 from sdd_ray.store.dataset import Dataset
 from sdd_ray.store.location import Location
@@ -82,11 +86,11 @@ def search(config: TuneConfig, material: Material, work: Location) -> list[Trial
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         with interruptible(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consider boosting PBT")
+            handler = signal.getsignal(signal.SIGINT)
             grid = tuner(config, trainable(task, images), work).fit()
-    results = results_of(config, grid)
-    # Ray Tune returns what it has; only a budget leaves trials that never began.
-    is_short = len(results) < planned(config) and config.budget_s is None
-    if is_short or any(result.status == "unfinished" for result in results):
+            interrupted = _took_interrupt(handler)
+    results = results_of(config, grid, work)
+    if interrupted or any(result.status == "unfinished" for result in results):
         raise KeyboardInterrupt
     for result in results:
         if result.status == "failed":
@@ -94,6 +98,15 @@ def search(config: TuneConfig, material: Material, work: Location) -> list[Trial
     if best_of(results, config.train.best) is None:
         raise SddError(_nothing(config, results))
     return results
+
+
+def _took_interrupt(handler: Any) -> bool:
+    """Return whether Ray Tune took a Ctrl-C: it returns as if all were well, some trials stopped.
+
+    Only then has it put back the handler that was there before.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    return is_main and signal.getsignal(signal.SIGINT) is handler
 
 
 def publish(
@@ -144,13 +157,16 @@ def _publish_model(
 def _trained(
     config: TuneConfig, chosen: TrainConfig, best: TrialResult, material: Material, work: Location
 ) -> TrainedNetwork:
-    at_best, at_end = best.best_checkpoint, best.last_checkpoint
     if config.resources.workers_per_trial > 1:
         storage, name = run_of(work, best.number)
         fit = ray.train.Result.from_path((storage / name).uri)
-        at_best, at_end = fit.get_best_checkpoint(chosen.best, BETTER[chosen.best]), fit.checkpoint
-    plan = replace(material.plan, config=chosen)
-    return trained_network(plan, read_state(at_best), read_state(at_end))
+        at_best = read_state(fit.get_best_checkpoint(chosen.best, BETTER[chosen.best]))
+        at_end = read_state(fit.checkpoint)
+    else:
+        folder = TrialFolder.of(work, best.number)
+        at_best = folder.read(int(best.epochs[best.best(chosen.best) or 0]))
+        at_end = folder.read(int(best.epochs.max()))
+    return trained_network(replace(material.plan, config=chosen), at_best, at_end)
 
 
 def _check_stops() -> None:

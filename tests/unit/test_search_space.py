@@ -13,7 +13,7 @@ from scipy.stats import kstest
 from sdd_ray.config import load_config
 from sdd_ray.errors import ConfigError, ResourceError
 from sdd_ray.search_draws import draw, grid, mutate
-from sdd_ray.search_space import check_space, most_epochs, planned, proposals, with_values
+from sdd_ray.search_space import check_space, most_epochs, proposals, with_values
 from sdd_ray.settings import (
     OptimiserConfig,
     SearchDimension,
@@ -179,6 +179,13 @@ def test_conditions_that_exclude_each_other_are_found(second, possible):
         assert "loss.kind = l2, seed = 7 or 8 is never the case" in mistake
 
 
+def test_weights_of_labels_are_worked_out_by_trials_of_one_worker():
+    space = {"loss__weighting": {"kind": "choice", "values": ["none", "num_mated"]}}
+    check_space(tune(**space))
+    [mistake] = mistakes_of(tune({"resources": TuneResources(workers_per_trial=2)}, **space))
+    assert mistake == "space.loss.weighting: can be varied in trials of one worker alone"
+
+
 @pytest.mark.parametrize("key", ["loss.kind", "loss.huber_zeta", "loss.ranking_weight"])
 def test_losses_cannot_be_compared_where_each_trial_has_its_own(key):
     loss = with_values(TRAIN, {"best": "loss"})
@@ -303,7 +310,7 @@ def test_grid_has_every_combination_once():
         tuple((k, float(f"{v:.6g}") if isinstance(v, float) else v) for k, v in values)
         for values in found
     }
-    assert len(found) == len(wanted) == planned(config) == 4 * 3 * 4
+    assert len(found) == len(wanted) == len(proposals(config)) == 4 * 3 * 4
     assert rounded == wanted
 
 
