@@ -9,6 +9,7 @@ from batches import batch_of
 from onnx_models import channel_means
 from torch import nn
 
+from sdd_ray.core.augmentation import degrade
 from sdd_ray.core.fitting import Fitter, Recipe
 from sdd_ray.core.models import QualityArchitecture, build_quality
 from sdd_ray.core.preprocess import PRESETS, Preprocessing
@@ -149,3 +150,31 @@ def test_training_lowers_the_loss_on_the_gpu(faces, precision):
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     [(_, predicted)] = fitter.predictions([batch])
     assert np.isfinite(predicted).all()
+
+
+def test_degraded_images_are_those_of_the_cpu(faces):
+    keys = np.arange(len(faces)).astype(np.uint64)
+    on_cpu = degrade(torch.from_numpy(faces), keys, 1.0, seed=3, epoch=2)
+    on_gpu = degrade(torch.from_numpy(faces).to(DEVICE), keys, 1.0, seed=3, epoch=2)
+    assert torch.equal(on_gpu.cpu(), on_cpu)
+    assert not torch.equal(on_cpu, torch.from_numpy(faces))
+
+
+def test_deterministic_training_repeats_to_the_bit(faces, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+    def weights():
+        torch.manual_seed(0)
+        network = build_quality(QualityArchitecture()).to(DEVICE)
+        fitter = Fitter(network, Preprocessing(), Recipe(Schedule(1e-3, 3)), torch.device(DEVICE))
+        batch = batch_of(faces, np.linspace(20, 80, len(faces)))
+        torch.manual_seed(1)
+        for epoch in range(3):
+            list(fitter.train_epoch([batch], epoch, 1))
+        return torch.cat([value.flatten().float() for value in network.state_dict().values()])
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(weights(), weights())
+    finally:
+        torch.use_deterministic_algorithms(False)
