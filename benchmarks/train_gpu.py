@@ -67,7 +67,7 @@ def rate(fitter: Fitter, faces: Iterable[NDArray[np.uint8]]) -> float:
 def ceiling(fitter: Fitter, faces: NDArray[np.uint8]) -> float:
     """Return images/s of optimiser steps on inputs that stay on the device."""
     [batch] = batches([faces])
-    inputs = fitter._input(batch.images)
+    inputs = fitter._input(fitter._moved(batch.images))
     targets = torch.as_tensor(batch.targets, device=fitter.device)
     kind = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
     precision = kind[fitter.recipe.precision]

@@ -19,6 +19,7 @@ def run(config: TrainConfig) -> None:
     from sdd_ray.engine.training import plan_fit, train_network
     from sdd_ray.engine.training_output import EVENTS_NAME, publish
     from sdd_ray.engine.training_rows import prepare
+    from sdd_ray.engine.validation_comparisons import check_comparisons
     from sdd_ray.store.dataset import open_dataset
     from sdd_ray.store.location import output_location
     from sdd_ray.store.recogniser import load_backbone, recogniser_spec, weights_digest
@@ -33,6 +34,7 @@ def run(config: TrainConfig) -> None:
     output = OutputRun(output_location(config.output), "train", config, inputs)
     if not output.is_complete:
         load_backbone(recogniser_spec(config.recogniser))  # weights that do not fit end here
+        check_comparisons(config, labels)
         with session(config.ray):
             try:
                 data = prepare(config, labels, output.work)

@@ -44,6 +44,10 @@ class WeightAverage:
             self._average[name].copy_(current[name])
         self._steps += 1
 
+    def tensors(self) -> list[Tensor]:
+        """Return the average itself, to be changed in place."""
+        return list(self._average.values())
+
     def weights(self) -> dict[str, Tensor]:
         """Return a copy of the average, for the network's `load_state_dict`."""
         return _copy(self._average)

@@ -80,6 +80,7 @@ class Recipe:
     flip: bool = True
     degrade_share: float = 0.0
     precision: Precision = "float32"
+    channels_last: bool = True
     seed: int = 0
 
 
@@ -125,6 +126,7 @@ class Fitter:
             betas=(0.9, 0.99),
             eps=1e-6,
             weight_decay=recipe.weight_decay,
+            fused=device.type == "cuda",  # or float16 waits for the device in every step
         )
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         self._average = WeightAverage(network, recipe.ema) if recipe.ema else None
@@ -166,10 +168,18 @@ class Fitter:
             self.network.load_state_dict(self._average.weights())
         try:
             for batch in batches:
-                yield batch, predict(self.network, self._input(batch.images))
+                yield batch, predict(self.network, self._input(self._moved(batch.images)))
         finally:
             if trained is not None:
                 self.network.load_state_dict(trained)
+
+    def buffers(self) -> list[Tensor]:
+        """Return what no gradient moves, and workers must agree on: batch statistics, the average.
+
+        Each worker has seen the batches of its own.
+        """
+        average = [] if self._average is None else self._average.tensors()
+        return [*self.network.buffers(), *average]
 
     def published(self) -> dict[str, Tensor]:
         """Return the weights that validation judged."""
@@ -200,11 +210,13 @@ class Fitter:
             group["lr"] = self.recipe.schedule.rate(done)
         self._optimiser.zero_grad(set_to_none=True)
         parts = list(batch.parts(self.recipe.accumulate))
-        weight = float(batch.weights.sum()) or 1.0
         total = torch.zeros((), device=self.device)
         for place, part in enumerate(parts):
             with self._gathering(is_last=place == len(parts) - 1):
-                loss = self._loss(part, epoch) * (float(part.weights.sum()) / weight)
+                # Over the images, not over the weights, so that a worker or a part with images of
+                # little weight does not count as much as the others.
+                share = float(part.weights.sum()) / len(batch)
+                loss = self._loss(part, epoch) * share
                 torch.autograd.backward(self._scaler.scale(loss))
             total += loss.detach()
         if self.recipe.clip_norm is not None:
@@ -228,23 +240,29 @@ class Fitter:
         images = batch.images
         if recipe.flip:
             images = mirror(images, batch.keys, recipe.seed, epoch)
-        pixels = torch.tensor(images).to(self.device)
+        pixels = self._moved(images)
+        targets, weights = self._moved(batch.targets), self._moved(batch.weights)
         if recipe.degrade_share:
             pixels = degrade(pixels, batch.keys, recipe.degrade_share, recipe.seed, epoch)
-        inputs = self._preprocessing.apply_tensor(pixels)
+        inputs = self._input(pixels)
         if recipe.precision == "float32":
             predicted = self._called(inputs)
         else:
             kind = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float16
             with torch.autocast(self.device.type, kind):
                 predicted = self._called(inputs)
-        targets, weights = (
-            torch.as_tensor(values, device=self.device) for values in (batch.targets, batch.weights)
-        )
         return recipe.loss(predicted.float(), targets, weights)
 
-    def _input(self, images: NDArray[np.uint8]) -> Tensor:
-        return self._preprocessing.apply_tensor(torch.tensor(images).to(self.device))
+    def _moved(self, values: NDArray[Any]) -> Tensor:
+        """Return an array on the device; a GPU takes it from pinned memory while it works."""
+        copied = torch.tensor(values)
+        if self.device.type != "cuda":
+            return copied
+        return copied.pin_memory().to(self.device, non_blocking=True)
+
+    def _input(self, pixels: Tensor) -> Tensor:
+        inputs = self._preprocessing.apply_tensor(pixels)
+        return inputs if self.recipe.channels_last else inputs.contiguous()
 
 
 def predict(network: nn.Module, inputs: Tensor) -> NDArray[np.float32]:

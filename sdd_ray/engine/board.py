@@ -9,6 +9,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sdd_ray.errors import SddError
+
 Note = str | dict[str, float]
 
 
@@ -36,7 +38,7 @@ def board(figures: Callable[[dict[str, float]], None] | None = None) -> Iterator
     Lines appear on standard error as they come.
     """
     # Beside the driver, without which nothing goes on anyway: other nodes may be lost.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
     stop = threading.Event()
 
@@ -45,7 +47,10 @@ def board(figures: Callable[[dict[str, float]], None] | None = None) -> Iterator
             if isinstance(note, str):
                 sys.stderr.write(note + "\n")
             elif figures is not None:
-                figures(note)
+                try:
+                    figures(note)
+                except SddError as error:  # training does not end for it, nor do the lines
+                    sys.stderr.write(f"{error}\n")
         sys.stderr.flush()
 
     def watch() -> None:

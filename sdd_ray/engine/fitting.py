@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sdd_ray.core.fitting import Batch, Fitter, Recipe, Step
 from sdd_ray.core.losses import Loss
@@ -88,6 +89,7 @@ class FitPlan:
             flip=config.augment.flip,
             degrade_share=config.augment.degrade_share,
             precision=config.compute.precision,
+            channels_last=config.compute.channels_last,
             seed=config.seed,
         )
 
@@ -148,8 +150,23 @@ def start_network(plan: FitPlan) -> tuple[QualityNetwork, QualityArchitecture, P
     return network, quality, backbone.preprocessing
 
 
+def is_finished(config: TrainConfig, history: Sequence[dict[str, float]]) -> bool:
+    """Return whether a fit has come to its end, or its best epoch is too long ago."""
+    if len(history) >= config.optimiser.epochs:
+        return True
+    if config.patience is None or not history:
+        return False
+    values = np.array([figures[config.best] for figures in history])
+    best = int(np.argmin(values if BETTER[config.best] == "min" else -values))
+    return len(values) - 1 - best >= config.patience
+
+
 def _alone(own: Any) -> list[Any]:
     return [own]
+
+
+def _agreed(_: list[Tensor]) -> None:
+    pass
 
 
 def _unheard(_: str) -> None:
@@ -166,6 +183,7 @@ class Fit:
         fitter: Trains it, perhaps wrapped for several workers.
         rank: Number of this worker.
         gather: From what this worker has to the list of what all have, in order of rank.
+        agree: Gives tensors of all workers the values of the first one.
         say: Takes lines about the progress within an epoch.
         unreadable: Images that could not be read so far.
         history: Figures of all epochs so far.
@@ -176,6 +194,7 @@ class Fit:
     fitter: Fitter
     rank: int = 0
     gather: Callable[[Any], list[Any]] = _alone
+    agree: Callable[[list[Tensor]], None] = _agreed
     say: Callable[[str], None] = _unheard
     unreadable: Unreadable = field(init=False)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -205,12 +224,14 @@ class Fit:
             self.network.load_state_dict(state["network"])
             self.fitter.load_state(state["fitter"])
             self.history = list(state["history"])
-            self.unreadable.add({k: (reason, text) for k, reason, text in state["unreadable"]})
-        while len(self.history) < config.optimiser.epochs and not self._is_stale():
+            known = {name: (reason, text) for name, reason, text in state["unreadable"]}
+            self.unreadable.add(known, is_new=False)
+        while not is_finished(config, self.history):
             epoch = len(self.history)
             # Dropout draws from torch's generator: seeded for each epoch, a resumed run repeats it.
             torch.manual_seed(_derived_seed(config.seed, epoch, self.rank))
             loss, rate = self._trained(train(epoch), epoch)
+            self.agree(self.fitter.buffers())  # all validate, and publish, the same network
             result, predicted = self._validated(validation(), epoch)
             finished = EpochResult(epoch, loss, rate, result, predicted)
             self.history.append(finished.figures)
@@ -228,15 +249,6 @@ class Fit:
             "predicted": torch.from_numpy(result.predicted),
             "unreadable": [(k, *why) for k, why in sorted(self.unreadable.found.items())],
         }
-
-    def _is_stale(self) -> bool:
-        """Return whether the best epoch is too long ago."""
-        config = self.plan.config
-        if config.patience is None or not self.history:
-            return False
-        values = np.array([figures[config.best] for figures in self.history])
-        best = int(np.argmin(values if BETTER[config.best] == "min" else -values))
-        return len(values) - 1 - best >= config.patience
 
     def _trained(self, batches: Iterator[Batch], epoch: int) -> tuple[float, float]:
         """Train an epoch; return the mean loss and the images a second of all workers."""
@@ -265,8 +277,8 @@ class Fit:
         predicted, targets = (
             np.full(self.plan.num_validation, np.nan, np.float32) for _ in range(2)
         )
-        for parts, found in self.gather((own, self.unreadable.found)):
-            self.unreadable.add(found)
+        for parts, found in self.gather((own, self.unreadable.take_new())):
+            self.unreadable.add(found, is_new=False)
             for rows, values, labels, weights in parts:
                 predicted[rows] = np.where(weights > 0, values, np.nan)
                 targets[rows] = labels
@@ -277,6 +289,11 @@ class Fit:
             raise ValueError(
                 f"the validation loss is {result.loss} after epoch {epoch + 1}:"
                 " lower the learning rate"
+            )
+        if self.plan.config.best == "pauc" and math.isnan(result.pauc):
+            raise ValueError(
+                f"no pauc after epoch {epoch + 1}: the validation images that can be read have no"
+                " false non-match; choose the epoch by another figure (best)"
             )
         return result, np.sort(predicted[~np.isnan(predicted)])
 

@@ -121,7 +121,19 @@ class Exchange(PopulationBasedTraining):
         """Return what becomes of a trial that has ended an epoch."""
         if result["epoch"] >= self._config.train.optimiser.epochs:
             return str(TrialScheduler.CONTINUE)
+        # Where a search goes on, trials are beyond the first exchange; Ray would wait for ever.
+        self._next_perturbation_sync = max(self._next_perturbation_sync, result["epoch"])
         return str(super().on_trial_result(tune_controller, trial, result))
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Return a trial that may go on; none is left to wait for one that has ended or failed."""
+        chosen = super().choose_trial_to_run(tune_controller)
+        live = [trial for trial in tune_controller.get_trials() if not trial.is_finished()]
+        if chosen is None and live and all(trial.status == "PAUSED" for trial in live):
+            ages = [self._trial_state[trial].last_train_time for trial in live]
+            self._next_perturbation_sync = max(ages) + self._perturbation_interval
+            chosen = super().choose_trial_to_run(tune_controller)
+        return chosen
 
     def _get_new_config(
         self, trial: Any, trial_to_clone: Any

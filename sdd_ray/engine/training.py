@@ -33,7 +33,15 @@ from sdd_ray.core.models import QualityArchitecture, QualityNetwork
 from sdd_ray.core.preprocess import Preprocessing
 from sdd_ray.engine.board import board
 from sdd_ray.engine.event_files import EventFile
-from sdd_ray.engine.fitting import BETTER, EpochResult, Fit, FitPlan, epoch_line, start_network
+from sdd_ray.engine.fitting import (
+    BETTER,
+    EpochResult,
+    Fit,
+    FitPlan,
+    epoch_line,
+    is_finished,
+    start_network,
+)
 from sdd_ray.engine.session import available, interruptible, pool_size
 from sdd_ray.engine.training_data import (
     ImageDatasets,
@@ -50,6 +58,10 @@ from sdd_ray.store.dataset import Dataset
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import Reject
 
+_RUN = "fit"
+_VALIDATION_BATCH = 64
+_RESIZE_EVERY_S = 900.0
+"""Seconds between two looks for more workers: taking one in costs the epoch that is under way."""
 _STATE, _DIGEST = "state.pt", "state.sha256"
 
 
@@ -113,6 +125,9 @@ def train_network(
     """
     config = plan.config
     check_resources(config)
+    finished = _finished(plan, work)
+    if finished is not None:
+        return finished
     images = image_datasets(config, data)
     with EventFile(events) as file:
 
@@ -120,11 +135,28 @@ def train_network(
             file.add(int(figures["epoch"]), figures)
 
         with board(write) as lines:
-            result = _fit(trainer(plan, images, "fit", work, lines, [_NotAgain()]))
-    best = result.get_best_checkpoint(config.best, BETTER[config.best])
+            return _best(plan, _fit(trainer(plan, images, _RUN, work, lines, [_NotAgain()])))
+
+
+def _best(plan: FitPlan, result: Any) -> TrainedNetwork:
+    best = result.get_best_checkpoint(plan.config.best, BETTER[plan.config.best])
     if best is None:
         raise SddError("training ended without a checkpoint; see the messages above")
     return trained_network(plan, read_state(best), read_state(result.checkpoint))
+
+
+def _finished(plan: FitPlan, work: Location) -> TrainedNetwork | None:
+    """Return what an earlier run, stopped before it could publish, has trained to the end."""
+    if not (work / _RUN).exists():
+        return None
+    try:
+        result = ray.train.Result.from_path((work / _RUN).uri)
+    except RuntimeError:  # nothing was saved yet, as Ray says it
+        return None
+    if result.checkpoint is None:
+        return None
+    is_whole = is_finished(plan.config, read_state(result.checkpoint)["history"])
+    return _best(plan, result) if is_whole else None
 
 
 def trainer(
@@ -148,16 +180,19 @@ def trainer(
     config, resources = plan.config, plan.config.resources
     needs = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
     least = resources.min_workers or resources.workers
-    workers: Any = resources.workers if least == resources.workers else (least, resources.workers)
+    workers: dict[str, Any] = {"num_workers": resources.workers}
+    if least < resources.workers:
+        workers = {
+            "num_workers": (least, resources.workers),
+            "elastic_resize_monitor_interval_s": _RESIZE_EVERY_S,
+        }
     return TorchTrainer(
         _train_loop,
         train_loop_config={"plan": plan, "board": lines},
         datasets={"train": images.train, "validation": images.validation},
         dataset_config=Sharing(),
         scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=resources.use_gpu,
-            resources_per_worker=needs,
+            use_gpu=resources.use_gpu, resources_per_worker=needs, **workers
         ),
         run_config=RunConfig(
             name=name,
@@ -200,6 +235,10 @@ class _NotAgain(UserCallback):
     ) -> None:
         """Raise the error in the controller, which does not try again after errors of its own."""
         for error in worker_exceptions.values():
+            if isinstance(error, torch.OutOfMemoryError):
+                raise ResourceError(
+                    f"{error}; raise optimiser.accumulate, or lower optimiser.batch_size"
+                ) from error
             if isinstance(error, (ValueError, SddError)):
                 raise error
 
@@ -230,10 +269,11 @@ def _train_loop(loop_config: dict[str, Any]) -> None:
         plan,
         ray.train.torch.get_device(),
         rank=rank,
-        gather=_gather if plan.workers > 1 else None,
         wrap=ray.train.torch.prepare_model,
         say=(lambda line: lines.put.remote(f"train: {line}")) if rank == 0 else None,
     )
+    if plan.workers > 1:
+        fit.gather, fit.agree = _gather, _agree
     checkpoint = ray.train.get_checkpoint()
     state = None if checkpoint is None else read_state(checkpoint)
     first = 0 if state is None else state["epoch"] + 1
@@ -242,15 +282,14 @@ def _train_loop(loop_config: dict[str, Any]) -> None:
     for result in fit.epochs(state, *feeds(plan, train, validation, fit.unreadable)):
         _report(fit, result)
         if rank == 0:
-            lines.put.remote(epoch_line(result, plan, started, first))
-            lines.put.remote(result.figures)
+            line = epoch_line(result, plan, started, first)
+            ray.get([lines.put.remote(note) for note in (line, result.figures)])
 
 
 def new_fit(
     plan: FitPlan,
     device: torch.device,
     rank: int = 0,
-    gather: Callable[[Any], list[Any]] | None = None,
     wrap: Callable[[Any], Any] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Fit:
@@ -260,7 +299,6 @@ def new_fit(
         plan: What to fit.
         device: Where.
         rank: Number of this worker.
-        gather: See `Fit`; None for a single worker.
         wrap: Makes the network one that exchanges gradients with other workers.
         say: See `Fit`.
     """
@@ -269,6 +307,7 @@ def new_fit(
     if compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not compute.deterministic
     network, _, preprocessing = start_network(plan)
     network.to(device)
     if compute.compile:
@@ -276,8 +315,6 @@ def new_fit(
     wrapped = None if wrap is None else wrap(network)
     fitter = Fitter(network, preprocessing, plan.recipe, device, wrapped)
     fit = Fit(plan, network, fitter, rank)
-    if gather is not None:
-        fit.gather = gather
     if say is not None:
         fit.say = say
     return fit
@@ -290,7 +327,7 @@ def feeds(
     size = plan.batch_per_worker
     return (
         lambda epoch: batches(train, size, unreadable, plan.shuffle_seed(epoch)),
-        lambda: batches(validation, size, unreadable),
+        lambda: batches(validation, max(size, _VALIDATION_BATCH), unreadable),
     )
 
 
@@ -298,6 +335,11 @@ def _gather(own: Any) -> list[Any]:
     everybody: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everybody, own)
     return everybody
+
+
+def _agree(tensors: list[torch.Tensor]) -> None:
+    for tensor in tensors:
+        torch.distributed.broadcast(tensor, 0)
 
 
 def _report(fit: Fit, result: EpochResult) -> None:
@@ -319,16 +361,18 @@ def read_state(checkpoint: Any) -> dict[str, Any]:
         WeightsError: It is damaged.
     """
     with checkpoint.as_directory() as folder:
-        content = (Path(folder) / _STATE).read_bytes()
-        wanted = (Path(folder) / _DIGEST).read_text(encoding="ascii")
-        if hashlib.sha256(content).hexdigest() != wanted:
+        file = Path(folder) / _STATE
+        try:
+            found = hashlib.sha256(file.read_bytes()).hexdigest()
+            wanted = (Path(folder) / _DIGEST).read_text(encoding="ascii")
+        except OSError as error:
+            found, wanted = str(error), "two files"
+        if found != wanted:
             raise WeightsError(
-                f"the checkpoint {checkpoint.path} is damaged: expected SHA-256 {wanted}; without"
-                " the folder that holds all checkpoints of this run, training begins anew"
+                f"the checkpoint {checkpoint.path} is damaged: expected {wanted}, got {found};"
+                " without the folder that holds all checkpoints of this run, training begins anew"
             )
-        state: dict[str, Any] = torch.load(
-            Path(folder) / _STATE, weights_only=True, map_location="cpu"
-        )
+        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
     return state
 
 

@@ -60,13 +60,16 @@ class Unreadable:
     most: float
     total: int
     found: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _new: dict[str, tuple[str, str]] = field(default_factory=dict)
 
-    def add(self, found: dict[str, tuple[str, str]]) -> None:
-        """Take in more of them.
+    def add(self, found: dict[str, tuple[str, str]], is_new: bool = True) -> None:
+        """Take in more of them; new are those that other workers have not been told of.
 
         Raises:
             TooManyRejectsError: They are too many.
         """
+        if is_new:
+            self._new.update({k: why for k, why in found.items() if k not in self.found})
         self.found.update(found)
         if len(self.found) > self.most * self.total:
             first, (_, detail) = min(self.found.items())
@@ -75,23 +78,44 @@ class Unreadable:
                 f" more than max_reject_share={self.most:g}; the first is {first}: {detail}"
             )
 
+    def take_new(self) -> dict[str, tuple[str, str]]:
+        """Return those that other workers have not been told of, for once."""
+        taken, self._new = self._new, {}
+        return taken
+
 
 def image_datasets(config: TrainConfig, data: TrainingData) -> ImageDatasets:
     """Return the decoded images of both parts, in memory where the cluster can hold them."""
     source = open_source(config.source)
     readers = _READERS_ON_S3 if config.source.is_remote else _READERS
+    memory = float(ray.cluster_resources().get("object_store_memory", 0.0))
+    images = data.train.num_rows + data.validation.num_rows
+    is_kept = images * _IMAGE_BYTES <= _CACHE_SHARE * memory
+    is_elastic = config.resources.min_workers is not None
     return ImageDatasets(
-        *(decoded(source, rows, readers) for rows in (data.train, data.validation))
+        *(
+            decoded(source, rows, is_kept, readers, is_elastic)
+            for rows in (data.train, data.validation)
+        )
     )
 
 
-def decoded(source: Source, rows: Rows, readers: int = _READERS) -> Any:
-    """Return a dataset of decoded images, in memory if the cluster can hold it.
+def decoded(
+    source: Source,
+    rows: Rows,
+    is_kept: bool = True,
+    readers: int = _READERS,
+    is_elastic: bool = False,
+) -> Any:
+    """Return a dataset of decoded images.
 
     Args:
         source: The images.
         rows: Items with target, weight, key and row.
+        is_kept: Decode all of them now and keep them, or anew in each pass.
         readers: Threads of a reading task.
+        is_elastic: Training workers may take every CPU that comes, so that reading must not wait
+            for one.
 
     Returns:
         A dataset with columns image (112, 112, 3) uint8, target, weight, key, row, image_id, and
@@ -108,11 +132,14 @@ def decoded(source: Source, rows: Rows, readers: int = _READERS) -> Any:
     dataset.context.execution_options = in_order()
     if rows.table is None:
         dataset = dataset.map_batches(_rows_of, batch_size=1, batch_format="pyarrow")
-    dataset = dataset.map_batches(_reader(source, readers), batch_size=64, batch_format="pyarrow")
-    memory = float(ray.cluster_resources().get("object_store_memory", 0.0))
-    if rows.num_rows * _IMAGE_BYTES <= _CACHE_SHARE * memory:
-        return dataset.materialize()
-    return dataset
+    room: dict[str, Any] = {}
+    if is_elastic:
+        tasks = max(1, int(ray.cluster_resources().get("CPU", 2)) // 2)
+        room = {"num_cpus": 0, "compute": ray.data.TaskPoolStrategy(size=tasks)}
+    dataset = dataset.map_batches(
+        _reader(source, readers), batch_size=64, batch_format="pyarrow", **room
+    )
+    return dataset.materialize() if is_kept else dataset
 
 
 def _rows_of(batch: pa.Table) -> pa.Table:

@@ -216,7 +216,7 @@ def _cut(
     """Run tasks that cut the tables of a function and its arguments; return their notes by name."""
     task: Any = ray.remote(_cut_tables).options(name=stage, max_retries=3)
     # An argument of many calls, such as a source with the names of many files, is sent once.
-    kept = {id(first): ray.put(first) for _, first, _ in calls}
+    kept = {key: ray.put(first) for key, first in {id(c[1]): c[1] for c in calls}.items()}
     progress = Progress(stage, len(calls), unit="tasks")
     started = (
         (task.remote(cuts, f"{name}-{n:05d}", function, kept[id(first)], second), n)

@@ -92,6 +92,9 @@ def read_labels(config: TrainConfig, labels: Dataset) -> TrainingLabels:
     weighting, uri = config.loss.weighting, labels.location.uri
     table = pa.concat_tables(_coded(_labelled(f, _columns(weighting))) for f in labels.files)
     targets = _numbers(table[PSEUDO_LABEL])
+    if not np.isfinite(targets).all():
+        faulty = int(np.count_nonzero(~np.isfinite(targets)))
+        raise InputError(f"{uri}: {faulty:,} labels are no finite numbers")
     if len(targets) == 0 or np.ptp(targets) == 0:
         raise InputError(
             f"{uri}: expected labels of different values, got {len(targets)} equal ones"
@@ -99,9 +102,10 @@ def read_labels(config: TrainConfig, labels: Dataset) -> TrainingLabels:
     identities = table[IDENTITY].unify_dictionaries().combine_chunks()
     splits = _split(config, identities.dictionary.to_pylist(), uri)
     place = pc.index_in(identities.dictionary, splits[IDENTITY].combine_chunks())
-    part_of = np.asarray(splits["part"].take(place))[np.asarray(identities.indices)]
-    is_train = part_of == "train"
-    num_rows = {name: int(np.count_nonzero(part_of == name)) for name in PARTS}
+    part_of_name = np.asarray(splits["part"].take(place))
+    rows_of = {name: (part_of_name == name)[np.asarray(identities.indices)] for name in PARTS}
+    is_train = rows_of["train"]
+    num_rows = {name: int(np.count_nonzero(rows)) for name, rows in rows_of.items()}
     batch_size = config.optimiser.batch_size
     if num_rows["train"] < batch_size:
         raise InputError(

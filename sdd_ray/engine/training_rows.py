@@ -1,5 +1,6 @@
 """The rows that training reads: labels joined to the images of the source, in training order."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -58,15 +59,15 @@ class Rows:
     num_rows: int
 
     def parts(self, names: list[str]) -> Iterator[pa.Table]:
-        """Yield some columns of all rows, part by part: of rows in files, few are held at once.
+        """Yield some columns of all rows, file by file: of rows in files, few are held at once.
 
         Raises:
             InputError: A file is damaged.
         """
         if self.table is not None:
             yield self.table.select(names)
-        for block in self.blocks:
-            yield read_row_groups(Location(block.file), [block.row_group], names)
+        for file, blocks in itertools.groupby(self.blocks, key=lambda block: block.file):
+            yield read_row_groups(Location(file), [block.row_group for block in blocks], names)
 
 
 @dataclass(frozen=True)

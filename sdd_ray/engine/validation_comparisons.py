@@ -7,6 +7,8 @@ Shapes: N images compared, d numbers of an embedding, M mated comparisons.
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +90,32 @@ def validation_comparisons(
     Raises:
         InputError: There are none, but the configuration asks for them.
     """
+    is_needed = config.best == "pauc" or config.validation.embeddings is not None
     try:
-        return _compared(config, labels, validation), ""
+        with _asked_for(config):
+            return _compared(config, labels, validation), ""
+    except InputError as error:
+        if is_needed:
+            raise
+        return None, str(error)
+
+
+def check_comparisons(config: TrainConfig, labels: Dataset) -> None:
+    """Check before any work that the embeddings are there, where the configuration needs them.
+
+    Raises:
+        InputError: They are not.
+    """
+    if config.best == "pauc" or config.validation.embeddings is not None:
+        with _asked_for(config):
+            _embeddings(config, labels)
+
+
+@contextmanager
+def _asked_for(config: TrainConfig) -> Iterator[None]:
+    """Say in errors which key of the configuration needs the comparisons."""
+    try:
+        yield
     except InputError as error:
         if config.best == "pauc":
             raise InputError(
@@ -97,7 +123,7 @@ def validation_comparisons(
             ) from error
         if config.validation.embeddings is not None:
             raise InputError(f"validation.embeddings: {error}") from error
-        return None, str(error)
+        raise
 
 
 def _compared(config: TrainConfig, labels: Dataset, validation: Rows) -> ValidationComparisons:

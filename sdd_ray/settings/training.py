@@ -88,7 +88,8 @@ class LossConfig:
     huber_zeta: PositiveFloat = 1.0
     """Where the Huber loss turns from square to linear, in label units. Source: paper eq. 12."""
     ranking_weight: NonNegativeFloat = 0.0
-    """Weight of an added term for pairs of images of a batch in the wrong order."""
+    """Weight of an added term for pairs in the wrong order, of the images that a worker has at
+    once (see `optimiser.accumulate`)."""
     balance: Share = 0.0
     """How far rare labels count more: weights are the density of labels to the power -balance."""
     weighting: Literal["none", "error_bound", "num_mated"] = "none"
@@ -111,7 +112,8 @@ class ComputeConfig:
     """How the numbers are computed."""
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Format of the backbone's products (autocast); weights, head and loss stay float32."""
+    """Format of the backbone's products (autocast); weights, head and loss stay float32. On a GPU,
+    PyTorch may compute float32 convolutions in TF32."""
     channels_last: bool = True
     """Memory order in which depthwise convolutions are faster."""
     compile: bool = False
@@ -152,7 +154,7 @@ class TrainResources:
     """Training workers; each holds a copy of the network."""
     min_workers: PositiveInt | None = None
     """Go on with as few workers as this while the cluster has no room for all (elastic); null:
-    wait for all. The batch of a step stays the same."""
+    wait for all. The batch of a step stays the same, rounded down to equal shares."""
     cpus_per_worker: PositiveFloat = 1.0
     """Logical CPUs of each worker; one CPU of the cluster must be left to read images."""
     use_gpu: bool = False
@@ -204,6 +206,12 @@ class TrainConfig:
     ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
+        size, workers = self.optimiser.batch_size, self.resources.workers
+        if size % workers:
+            raise ValueError(
+                f"optimiser.batch_size={size} is no multiple of resources.workers={workers}, which"
+                " share it"
+            )
         if self.recogniser.kind in ("onnx", "program"):
             raise ValueError(
                 f"recogniser.kind={self.recogniser.kind} cannot be trained further; give the same"

@@ -13,6 +13,7 @@ from labelled_faces import train_config, write_labels
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 
+from sdd_ray.core.fitting import Fitter
 from sdd_ray.engine import training, training_data
 from sdd_ray.engine.fitting import Fit
 from sdd_ray.engine.training import check_resources, feeds, new_fit, plan_fit, train_network
@@ -108,8 +109,8 @@ def test_too_many_unreadable_images_are_an_error():
 @pytest.mark.parametrize("cached", [True, False])
 def test_images_keep_their_order_however_fast_they_are_read(monkeypatch, cached):
     monkeypatch.setattr(training_data, "_ROWS_PER_BLOCK", 16)
-    monkeypatch.setattr(training_data, "_CACHE_SHARE", 0.3 if cached else 0.0)
-    found = read(decoded(UnevenSource(delay_s=2.0), numbered()), 50)
+    elastic = not cached
+    found = read(decoded(UnevenSource(delay_s=2.0), numbered(), cached, 2, elastic), 50)
     for name in ("targets", "keys", "rows"):
         together = np.concatenate([getattr(batch, name) for batch in found])
         np.testing.assert_array_equal(together, np.arange(IMAGES))
@@ -140,8 +141,8 @@ def test_shuffling_is_of_the_seed():
             r"1 worker\(s\) need 1 CPU and 1 GPU, the cluster has 3 CPU",
         ),
         (
-            TrainResources(workers=9, cpus_per_worker=0.1),
-            r"optimiser.batch_size=16 leaves fewer than 2 images to each of resources.workers=9",
+            TrainResources(workers=16, cpus_per_worker=0.1),
+            r"optimiser.batch_size=16 leaves fewer than 2 images to each of resources.workers=16",
         ),
     ],
 )
@@ -183,6 +184,21 @@ def test_two_workers_with_every_option(tmp_path, capsys):
     assert [figures["epoch"] for figures in trained.history] == [1, 2]
     np.testing.assert_equal(trained.history[trained.best_epoch - 1], trained.figures)
     assert trained.rejects == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_two_workers_publish_the_network_that_they_validated(tmp_path):
+    """Each has batch statistics of its own until they agree on those of the first."""
+    optimiser = OptimiserConfig(epochs=2, batch_size=16, learning_rate=1e-3, ema=0.8)
+    plan, data = prepared(tmp_path, optimiser=optimiser, resources=TWO)
+    trained = do_train(plan, data, tmp_path)
+    assert trained.best_epoch == 2
+    images = image_datasets(plan.config, data)
+    fitter = Fitter(trained.network, trained.preprocessing, plan.recipe, torch.device("cpu"))
+    found = fitter.predictions(read(images.validation, 64))
+    # The average of the network that is there is the network.
+    again = np.sort(np.concatenate([predicted for _, predicted in found]))
+    np.testing.assert_allclose(again, trained.predicted, atol=1e-3)
 
 
 @pytest.mark.usefixtures("ray_session")

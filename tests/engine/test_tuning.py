@@ -6,6 +6,7 @@ import os
 import signal
 from contextlib import redirect_stderr
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from labelled_faces import train_config, write_labels
 from sdd_ray.config import load_config
 from sdd_ray.core.fitting import Batch
 from sdd_ray.engine import trials
+from sdd_ray.engine.search import Exchange
 from sdd_ray.engine.training import plan_fit
 from sdd_ray.engine.training_rows import prepare
 from sdd_ray.engine.trial_folder import TrialFolder
@@ -201,6 +203,26 @@ def test_pbt_passes_weights_on_and_changes_values(labels, tmp_path):
     best = best_of(results, "mae")
     found = load_config(TrainConfig, tmp_path / "search" / "best.yaml")
     assert found.optimiser.learning_rate == best.values["optimiser.learning_rate"]
+
+
+class Waiting:
+    """A trial as a scheduler sees it."""
+
+    def __init__(self, status):
+        self.status = status
+
+    def is_finished(self):
+        return self.status in ("TERMINATED", "ERROR")
+
+
+@pytest.mark.parametrize("other", ["TERMINATED", "ERROR", "RUNNING"])
+def test_pbt_waits_for_no_trial_that_has_ended(labels, tmp_path, other):
+    config = tune_config(labels, tmp_path, 9, scheduler="pbt", perturbation_epochs=2)
+    exchange, population = Exchange(config), [Waiting("PAUSED"), Waiting("PAUSED"), Waiting(other)]
+    for trial, age in zip(population, (2, 2, 1), strict=True):
+        exchange._trial_state[trial] = SimpleNamespace(last_train_time=age)
+    chosen = exchange.choose_trial_to_run(SimpleNamespace(get_trials=lambda: population))
+    assert chosen is (None if other == "RUNNING" else population[0])
 
 
 def test_budget_ends_the_search_and_what_was_reached_counts(labels, tmp_path):

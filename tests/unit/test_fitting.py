@@ -12,6 +12,7 @@ from batches import batch_of
 from sdd_ray.core.augmentation import mirror
 from sdd_ray.core.fitting import Fitter, Recipe, predict
 from sdd_ray.core.losses import Loss
+from sdd_ray.core.models import QualityArchitecture, build_quality
 from sdd_ray.core.preprocess import Preprocessing
 from sdd_ray.core.schedule import Schedule
 
@@ -168,8 +169,25 @@ def test_images_without_weight_count_nothing(batches):
     images, targets = batches[0].images.copy(), batches[0].targets.copy()
     images[3:], targets[3:] = 7, 1e6
     weights = np.where(np.arange(8) < 3, 1, 0)
-    half = weights_after([batch_of(images, targets, weights)], flip=False)
-    torch.testing.assert_close(half, weights_after([batch_of(images[:3], targets[:3])], flip=False))
+    found = weights_after([batch_of(images, targets, weights)], flip=False)
+    wanted = weights_after([batch_of(images[:3], targets[:3])], flip=False)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_light_images_count_little_in_whatever_batch_they_are(batches):
+    """A gradient is a mean over images, so that batches of light images do not catch up."""
+    heavy, light = (
+        fitter_gradient(batch_of(batches[0].images, batches[0].targets, np.full(8, weight)))
+        for weight in (1.0, 0.25)
+    )
+    torch.testing.assert_close(light, 0.25 * heavy)
+
+
+def fitter_gradient(batch):
+    torch.manual_seed(0)
+    network = Tiny()
+    epoch_of(fitter(network, schedule=FLAT, flip=False), [batch])
+    return network.line.weight.grad
 
 
 def test_published_weights_are_the_average_and_training_goes_on_from_its_own(network, batches):
@@ -185,6 +203,26 @@ def test_published_weights_are_the_average_and_training_goes_on_from_its_own(net
     assert torch.equal(network.line.weight, plain)
     network.load_state_dict(fit.published())
     np.testing.assert_array_equal(predicted, predict(network, inputs_of(batches[0])))
+
+
+def test_half_precision_stops_before_the_head():
+    torch.manual_seed(0)
+    network = build_quality(QualityArchitecture(dropout=0.0, initial_quality=70.0))
+    inputs = torch.randn(8, 3, 112, 112)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert network.backbone.feature_map(inputs).dtype == torch.bfloat16
+        found = network(inputs)
+    assert found.dtype == torch.float32
+    assert len(found.unique()) == 8
+
+
+def test_workers_agree_on_batch_statistics_and_the_average():
+    network = build_quality(QualityArchitecture())
+    fit = Fitter(network, Preprocessing(), replace(RECIPE, ema=0.5), torch.device("cpu"))
+    for tensor in fit.buffers():
+        tensor.fill_(1)
+    assert all((value == 1).all() for _, value in network.named_buffers())
+    assert all((value == 1).all() for value in fit.published().values())
 
 
 def test_bfloat16_is_near_and_not_the_same(batches):

@@ -95,8 +95,13 @@ class QualityNetwork(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the (N,) raw qualities."""
-        quality: Tensor = self.head(self.backbone.feature_map(images))
+        """Return the (N,) raw qualities; the head computes in float32, under autocast, too.
+
+        In bfloat16 neighbouring qualities above 64 are half a unit apart.
+        """
+        features = self.backbone.feature_map(images)
+        with torch.autocast(features.device.type, enabled=False):
+            quality: Tensor = self.head(features.float())
         return quality.squeeze(1)
 
     @torch.no_grad()
