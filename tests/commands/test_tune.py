@@ -122,11 +122,10 @@ def test_mistakes_end_in_one_message(do_tune, tmp_path, word, status, message):
     assert not (tmp_path / "search" / "_work").exists()  # no trial was begun
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted_search_goes_on(words, do_tune, tmp_path, sent):
-    more = ["trials=3", "train.optimiser.epochs=2", "scheduler=none", "train.best=mae"]
+def interrupted(words, sent, after):
+    """Start the command and send a signal when it says a line; return its status and lines."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "sdd_ray.tune", *words, *more, "ray.num_cpus=2", "ray.dashboard=false"],
+        [sys.executable, "-m", "sdd_ray.tune", *words, "ray.num_cpus=3", "ray.dashboard=false"],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # as from a terminal, the workers get the signal as well
@@ -136,7 +135,7 @@ def test_interrupted_search_goes_on(words, do_tune, tmp_path, sent):
     try:
         for line in process.stderr:
             said.append(line)
-            if line.startswith("tune: trial 1, epoch 2"):
+            if line.startswith(after):
                 os.killpg(process.pid, sent)
                 break
         said += process.stderr.readlines()
@@ -144,8 +143,15 @@ def test_interrupted_search_goes_on(words, do_tune, tmp_path, sent):
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert status == (130 if sent == signal.SIGINT else -signal.SIGKILL), "".join(said)
-    assert "Traceback" not in "".join(said)
+    return status, "".join(said)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_search_goes_on(words, do_tune, tmp_path, sent):
+    more = ["trials=3", "train.optimiser.epochs=2", "scheduler=none", "train.best=mae"]
+    status, said = interrupted([*words, *more], sent, "tune: trial 1, epoch 2")
+    assert status == (130 if sent == signal.SIGINT else -signal.SIGKILL), said
+    assert "Traceback" not in said
     output = tmp_path / "search"
     assert (output / INCOMPLETE).exists()
     assert not (output / MANIFEST).exists()
@@ -162,3 +168,23 @@ def test_interrupted_search_goes_on(words, do_tune, tmp_path, sent):
     ]
     for trial in trials:
         assert {key: trial[key] for key in config.space} == draw(config, trial["trial"])
+
+
+@pytest.mark.slow
+def test_killed_pbt_goes_on(words, do_tune, tmp_path):
+    more = [
+        "scheduler=pbt",
+        "trials=3",
+        "perturbation_epochs=1",
+        "train.optimiser.epochs=4",
+        "resources.concurrent_trials=3",
+        "resources.cpus_per_trial=0.5",
+    ]
+    # Some trials are then beyond the others, and all beyond the first exchange.
+    status, said = interrupted([*words, *more], signal.SIGKILL, "tune: trial 0, epoch 3")
+    assert status == -signal.SIGKILL, said
+    status, _, err = do_tune(*more)
+    assert status == 0, err
+    assert not re.search("tune: trial [0-9], epoch [12] ", err)
+    trials = read_parquet(Location(f"{tmp_path}/search/trials.parquet")).to_pylist()
+    assert [(t["status"], t["epochs_run"]) for t in trials] == [("finished", 4)] * 3
