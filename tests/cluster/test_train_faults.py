@@ -102,6 +102,7 @@ def figures(record):
     return [{k: v for k, v in epoch.items() if k != "images_per_s"} for epoch in record["history"]]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(cluster, do_train):
     cluster.add_node(num_cpus=2, **NODE)
     cluster.wait_for_nodes()

@@ -244,7 +244,10 @@ def test_complete_output_is_left_alone(do_embed, tmp_path):
 
 @pytest.mark.parametrize(
     ("sent", "more"),
-    [(signal.SIGINT, ()), (signal.SIGKILL, ("resources.decode_workers=1", "ray.num_cpus=3"))],
+    [
+        pytest.param(signal.SIGINT, (), marks=pytest.mark.slow),
+        (signal.SIGKILL, ("resources.decode_workers=1", "ray.num_cpus=3")),
+    ],
 )
 def test_interrupted_command_resumes_where_it_was(do_embed, tmp_path, sent, more):
     output = tmp_path / "embeddings"

@@ -115,7 +115,9 @@ def test_another_configuration_is_refused(trained, config, capsys):
     assert "is complete with another configuration, which differs in seed;" in _error(capsys)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_interrupted_training_goes_on_as_it_would_have(trained, config, tmp_path, capsys, sent):
     interrupted = replace(config, output=str(tmp_path / "model"))
     file = tmp_path / "train.yaml"
@@ -141,8 +143,7 @@ def test_interrupted_training_goes_on_as_it_would_have(trained, config, tmp_path
     if sent == signal.SIGINT:
         assert status == 130, "".join(said)
         assert said[-1] == (
-            "python -m sdd_ray.train: interrupted; the same command goes on from what is"
-            " finished\n"
+            "python -m sdd_ray.train: interrupted; the same command goes on from what is finished\n"
         )
     output = Location(interrupted.output)
     assert {INCOMPLETE, "_work"} <= set(output.names()) <= {INCOMPLETE, "_work", EVENTS_NAME}

@@ -146,7 +146,9 @@ def interrupted(words, sent, after):
     return status, "".join(said)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "sent", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_interrupted_search_goes_on(words, do_tune, tmp_path, sent):
     more = ["trials=3", "train.optimiser.epochs=2", "scheduler=none", "train.best=mae"]
     status, said = interrupted([*words, *more], sent, "tune: trial 1, epoch 2")

@@ -15,7 +15,7 @@ from sdd_ray.settings import OptimiserConfig
 from sdd_ray.store.location import Location
 from sdd_ray.store.model_folder import load_model
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 EPOCHS = 4
 

@@ -234,6 +234,7 @@ def fitted(tmp_path, name, **changes):
     return fit, feed
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_workers_change_no_more_than_seeds_do(tmp_path):
     """Batches hold other images, and batch statistics are each worker's own: noise, as of seeds."""

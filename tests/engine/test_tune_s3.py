@@ -6,13 +6,10 @@ import signal
 import subprocess
 import sys
 
-import boto3
 import pytest
-from faulty_s3 import ENVIRONMENT, s3_server
 from labelled_faces import FACES, write_labels
-from ray.cluster_utils import Cluster
+from ray_on_s3 import ray_on_s3
 
-from sdd_ray.store import s3_client
 from sdd_ray.store.dataset import read_json, read_parquet
 from sdd_ray.store.location import Location
 from sdd_ray.store.model_folder import load_model
@@ -24,22 +21,8 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture
 def address():
     """A Ray whose workers, as this process, take a server on this machine for S3."""
-    with s3_server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": server}.items():
-            patch.setenv(name, value)
-        boto3.client("s3", endpoint_url=server).create_bucket(Bucket="bucket")
-        s3_client.client.cache_clear()
-        arguments = {
-            "num_cpus": 2,
-            "object_store_memory": 200 * 2**20,
-            "include_dashboard": False,
-        }
-        cluster = Cluster(initialize_head=True, head_node_args=arguments)
-        try:
-            yield cluster.address
-        finally:
-            cluster.shutdown()
-            s3_client.client.cache_clear()
+    with ray_on_s3() as found:
+        yield found
 
 
 @pytest.fixture

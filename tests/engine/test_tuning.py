@@ -117,7 +117,7 @@ class Interrupter(io.StringIO):
         return super().write(text)
 
 
-@pytest.mark.parametrize("searcher", ["random", "optuna"])
+@pytest.mark.parametrize("searcher", ["random", pytest.param("optuna", marks=pytest.mark.slow)])
 def test_interrupted_search_goes_on(labels, tmp_path, unbroken, searcher):
     config = tune_config(labels, tmp_path, searcher=searcher)
     before = signal.getsignal(signal.SIGINT)
@@ -152,6 +152,7 @@ def test_optuna_honours_conditions(labels, tmp_path):
     assert {result.values["loss.kind"] for result in results} == {"huber", "l1"}
 
 
+@pytest.mark.slow
 def test_grid_with_the_median_rule(labels, tmp_path):
     space = {
         "optimiser.learning_rate": SearchDimension(
