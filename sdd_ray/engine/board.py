@@ -4,6 +4,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -28,14 +29,33 @@ class _Board:
         return notes
 
 
+@dataclass(frozen=True)
+class Teller:
+    """Puts notes on a board, from any worker; returns when they are there.
+
+    Attributes:
+        board: What `board` gave out.
+        prefix: Begins each line.
+    """
+
+    board: Any
+    prefix: str
+
+    def __call__(self, line: str) -> None:
+        """Put a line."""
+        ray.get(self.board.put.remote(self.prefix + line))
+
+    def figures(self, figures: dict[str, float]) -> None:
+        """Put the figures of an epoch."""
+        ray.get(self.board.put.remote(figures))
+
+
 @contextmanager
 def board(figures: Callable[[dict[str, float]], None] | None = None) -> Iterator[Any]:
-    """Yield an actor to which workers `put` notes.
+    """Yield an actor that takes notes, see `Teller`; lines appear on standard error as they come.
 
     Args:
         figures: Called on the driver with the figures that workers put, in their order.
-
-    Lines appear on standard error as they come.
     """
     # Beside the driver, without which nothing goes on anyway: other nodes may be lost.
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

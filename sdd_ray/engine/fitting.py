@@ -329,7 +329,7 @@ def epoch_line(result: EpochResult, plan: FitPlan, started: float, first: int) -
     validation = result.validation
     pauc = "" if math.isnan(validation.pauc) else f", pAUC {validation.pauc:.3f}"
     return (
-        f"train: epoch {done} of {epochs}, loss {result.train_loss:.2f}, validation loss"
+        f"epoch {done} of {epochs}, loss {result.train_loss:.2f}, validation loss"
         f" {validation.loss:.2f}, MAE {validation.mae:.2f}, Spearman {validation.spearman:.3f}"
         f"{pauc}, {result.images_per_s:,.0f} images/s, {clock(left)} left"
     )

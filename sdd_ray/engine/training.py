@@ -31,7 +31,7 @@ from ray.train.torch import TorchTrainer
 from sdd_ray.core.fitting import Batch, Fitter
 from sdd_ray.core.models import QualityArchitecture, QualityNetwork
 from sdd_ray.core.preprocess import Preprocessing
-from sdd_ray.engine.board import board
+from sdd_ray.engine.board import Teller, board
 from sdd_ray.engine.event_files import EventFile
 from sdd_ray.engine.fitting import (
     BETTER,
@@ -134,8 +134,9 @@ def train_network(
         def write(figures: dict[str, float]) -> None:
             file.add(int(figures["epoch"]), figures)
 
-        with board(write) as lines:
-            return _best(plan, _fit(trainer(plan, images, _RUN, work, lines, [_NotAgain()])))
+        with board(write) as notes:
+            tell = Teller(notes, "train: ")
+            return _best(plan, _fit(trainer(plan, images, _RUN, work, tell, [_NotAgain()])))
 
 
 def _best(plan: FitPlan, result: Any) -> TrainedNetwork:
@@ -164,7 +165,7 @@ def trainer(
     images: ImageDatasets,
     name: str,
     storage: Location,
-    lines: Any,
+    tell: Teller,
     callbacks: Sequence[UserCallback],
 ) -> TorchTrainer:
     """Return a run of Ray Train under a name; one that is there already goes on.
@@ -174,7 +175,7 @@ def trainer(
         images: Decoded images.
         name: Of the run, a folder in `storage`.
         storage: Folder for checkpoints, reached by every worker.
-        lines: Board for lines and figures.
+        tell: Takes lines and figures.
         callbacks: Of the run.
     """
     config, resources = plan.config, plan.config.resources
@@ -188,7 +189,7 @@ def trainer(
         }
     return TorchTrainer(
         _train_loop,
-        train_loop_config={"plan": plan, "board": lines},
+        train_loop_config={"plan": plan, "tell": tell},
         datasets={"train": images.train, "validation": images.validation},
         dataset_config=Sharing(),
         scaling_config=ScalingConfig(
@@ -264,13 +265,14 @@ def _train_loop(loop_config: dict[str, Any]) -> None:
     """Run on every training worker."""
     context = ray.train.get_context()
     plan: FitPlan = replace(loop_config["plan"], workers=context.get_world_size())
-    lines, rank = loop_config["board"], context.get_world_rank()
+    tell: Teller = loop_config["tell"]
+    rank = context.get_world_rank()
     fit = new_fit(
         plan,
         ray.train.torch.get_device(),
         rank=rank,
         wrap=ray.train.torch.prepare_model,
-        say=(lambda line: lines.put.remote(f"train: {line}")) if rank == 0 else None,
+        say=tell if rank == 0 else None,
     )
     if plan.workers > 1:
         fit.gather, fit.agree = _gather, _agree
@@ -282,8 +284,8 @@ def _train_loop(loop_config: dict[str, Any]) -> None:
     for result in fit.epochs(state, *feeds(plan, train, validation, fit.unreadable)):
         _report(fit, result)
         if rank == 0:
-            line = epoch_line(result, plan, started, first)
-            ray.get([lines.put.remote(note) for note in (line, result.figures)])
+            tell(epoch_line(result, plan, started, first))
+            tell.figures(result.figures)
 
 
 def new_fit(

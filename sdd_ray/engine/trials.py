@@ -19,6 +19,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from sdd_ray.core.fitting import Batch
+from sdd_ray.engine.board import Teller
 from sdd_ray.engine.fitting import BETTER, Fit, FitPlan
 from sdd_ray.engine.progress import clock
 from sdd_ray.engine.search import GIVEN, NUMBER, ORIGIN, values_of
@@ -46,14 +47,14 @@ class TrialTask:
         plan: What to fit, before any key is set.
         labels: What the images were labelled with.
         work: Folder of the search.
-        lines: Board for lines.
+        board: Takes lines.
     """
 
     search: TuneConfig
     plan: FitPlan
     labels: Dataset
     work: Location
-    lines: Any
+    board: Any
 
 
 def trial_config(search: TuneConfig, values: dict[str, Any]) -> TrainConfig:
@@ -92,7 +93,7 @@ def run_of(work: Location, number: int) -> tuple[Location, str]:
 def _one_worker(given: dict[str, Any], task: TrialTask, train: Any, validation: Any) -> None:
     """Fit one configuration, reporting every epoch."""
     plan, folder = _plan(given, task), TrialFolder.of(task.work, given[GIVEN][NUMBER])
-    say = _Voice(task.lines, given[GIVEN][NUMBER])
+    say = _teller(task, given)
     device = torch.device("cuda" if plan.config.resources.use_gpu else "cpu")
     watch = _Watch(folder, values_of(given))
     fit = new_fit(plan, device, say=say)
@@ -114,6 +115,10 @@ def _one_worker(given: dict[str, Any], task: TrialTask, train: Any, validation: 
         _report(result.figures, is_pbt)
     if result is None and state is not None:
         _report(state["figures"], is_pbt)  # killed at its very end: Ray Tune wants to hear of it
+
+
+def _teller(task: TrialTask, given: dict[str, Any]) -> Teller:
+    return Teller(task.board, f"tune: trial {given[GIVEN][NUMBER]}, ")
 
 
 def _report(figures: dict[str, float], with_checkpoint: bool) -> None:
@@ -179,9 +184,9 @@ def _several_workers(given: dict[str, Any], task: TrialTask, train: Any, validat
     number = given[GIVEN][NUMBER]
     storage, name = run_of(task.work, number)
     watch = _Watch(TrialFolder.of(task.work, number), values_of(given))
-    voice, images = _Voice(task.lines, number), ImageDatasets(train, validation)
+    tell, images = _teller(task, given), ImageDatasets(train, validation)
     before = len(watch.journal())
-    trainer(_plan(given, task), images, name, storage, voice, [_NotingCallback(watch)]).fit()
+    trainer(_plan(given, task), images, name, storage, tell, [_NotingCallback(watch)]).fit()
     noted = watch.journal()
     if noted and len(noted) == before:
         noted[-1].pop("values")
@@ -210,23 +215,3 @@ def _weighted(feed: Feed, weights: NDArray[np.float32]) -> Feed:
             yield replace(batch, weights=own.astype(np.float32))
 
     return batches
-
-
-class _Voice:
-    """Says lines for a trial, under its number; also stands in for the board of training."""
-
-    def __init__(self, lines: Any, number: int) -> None:
-        self._lines, self._number = lines, number
-
-    def __call__(self, line: str) -> None:
-        self._lines.put.remote(f"tune: trial {self._number}, {line}")
-
-    @property
-    def put(self) -> "_Voice":
-        """This; training calls `put.remote`."""
-        return self
-
-    def remote(self, note: str | dict[str, float]) -> None:
-        """Say a line; figures are Tune's business."""
-        if isinstance(note, str):
-            self(note.removeprefix("train: "))

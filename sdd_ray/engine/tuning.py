@@ -80,8 +80,8 @@ def search(config: TuneConfig, material: Material, work: Location) -> list[Trial
         KeyboardInterrupt: The search was interrupted; run again, it goes on.
     """
     images = image_datasets(config.train, material.data)
-    with board() as lines:
-        task = TrialTask(config, material.plan, material.labels, work, lines)
+    with board() as notes:
+        task = TrialTask(config, material.plan, material.labels, work, notes)
         # Ray Tune tells of its own ways to go on, and prints the traceback of every failure.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         with interruptible(), warnings.catch_warnings():

@@ -1,10 +1,7 @@
 """The train command: a model folder that opens, resuming after Ctrl-C, and one clear error each."""
 
-import os
 import re
 import signal
-import subprocess
-import sys
 from contextlib import redirect_stderr
 from dataclasses import replace
 from io import StringIO
@@ -12,6 +9,7 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
+from interrupted import interrupted
 from labelled_faces import train_config, write_labels
 
 from sdd_ray import train
@@ -119,36 +117,19 @@ def test_another_configuration_is_refused(trained, config, capsys):
     "sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )
 def test_interrupted_training_goes_on_as_it_would_have(trained, config, tmp_path, capsys, sent):
-    interrupted = replace(config, output=str(tmp_path / "model"))
+    torn = replace(config, output=str(tmp_path / "model"))
     file = tmp_path / "train.yaml"
-    file.write_text(write_yaml(to_dict(interrupted)))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sdd_ray.train", "--config", str(file)],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # as from a terminal, the workers get the signal as well
-    )
-    said = []
-    try:
-        for line in process.stderr:
-            said.append(line)
-            if EPOCH_LINE.match(line):
-                os.killpg(process.pid, sent)
-                break
-        said += process.stderr.readlines()
-        status = process.wait(60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+    file.write_text(write_yaml(to_dict(torn)))
+    status, said = interrupted("train", ["--config", str(file)], sent, "train: epoch")
+    assert status == (130 if sent == signal.SIGINT else -signal.SIGKILL), said
     if sent == signal.SIGINT:
-        assert status == 130, "".join(said)
-        assert said[-1] == (
-            "python -m sdd_ray.train: interrupted; the same command goes on from what is finished\n"
+        assert said.splitlines()[-1] == (
+            "python -m sdd_ray.train: interrupted; the same command goes on from what is finished"
         )
-    output = Location(interrupted.output)
+    output = Location(torn.output)
     assert {INCOMPLETE, "_work"} <= set(output.names()) <= {INCOMPLETE, "_work", EVENTS_NAME}
 
-    train.run(interrupted)
+    train.run(torn)
     epochs = [int(epoch) for epoch, _ in EPOCH_LINE.findall(capsys.readouterr().err)]
     assert epochs[0] > 1
     assert epochs == list(range(epochs[0], EPOCHS + 1))

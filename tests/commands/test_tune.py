@@ -1,12 +1,10 @@
 """The tune command: its outputs, what a user is told, and going on after Ctrl-C and kill -9."""
 
-import os
 import re
 import signal
-import subprocess
-import sys
 
 import pytest
+from interrupted import interrupted
 from labelled_faces import FACES, write_labels
 
 from sdd_ray import score, tune
@@ -122,28 +120,7 @@ def test_mistakes_end_in_one_message(do_tune, tmp_path, word, status, message):
     assert not (tmp_path / "search" / "_work").exists()  # no trial was begun
 
 
-def interrupted(words, sent, after):
-    """Start the command and send a signal when it says a line; return its status and lines."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sdd_ray.tune", *words, "ray.num_cpus=3", "ray.dashboard=false"],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # as from a terminal, the workers get the signal as well
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-    )
-    said = []
-    try:
-        for line in process.stderr:
-            said.append(line)
-            if line.startswith(after):
-                os.killpg(process.pid, sent)
-                break
-        said += process.stderr.readlines()
-        status = process.wait(60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    return status, "".join(said)
+LOCAL = ("ray.num_cpus=3", "ray.dashboard=false")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +128,7 @@ def interrupted(words, sent, after):
 )
 def test_interrupted_search_goes_on(words, do_tune, tmp_path, sent):
     more = ["trials=3", "train.optimiser.epochs=2", "scheduler=none", "train.best=mae"]
-    status, said = interrupted([*words, *more], sent, "tune: trial 1, epoch 2")
+    status, said = interrupted("tune", [*words, *more, *LOCAL], sent, "tune: trial 1, epoch 2")
     assert status == (130 if sent == signal.SIGINT else -signal.SIGKILL), said
     assert "Traceback" not in said
     output = tmp_path / "search"
@@ -183,7 +160,9 @@ def test_killed_pbt_goes_on(words, do_tune, tmp_path):
         "resources.cpus_per_trial=0.5",
     ]
     # Some trials are then beyond the others, and all beyond the first exchange.
-    status, said = interrupted([*words, *more], signal.SIGKILL, "tune: trial 0, epoch 3")
+    status, said = interrupted(
+        "tune", [*words, *more, *LOCAL], signal.SIGKILL, "tune: trial 0, epoch 3"
+    )
     assert status == -signal.SIGKILL, said
     status, _, err = do_tune(*more)
     assert status == 0, err
