@@ -19,6 +19,7 @@ import dataclasses
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -143,8 +144,10 @@ def main() -> None:
                 resources = dataclasses.replace(base.resources, workers=workers)
                 config = dataclasses.replace(base, resources=resources)
                 plan = FitPlan(config, data.mean_target, data.train.num_rows, 0, workers=workers)
-                found.setdefault((workers, "bare loop"), []).append(bare_loop(plan, data))
+                bare = bare_loop(plan, data)
                 rate, others = command(config)
+                sys.stderr.write(f"{workers} worker(s): bare {bare:.1f}, command {rate:.1f} /s\n")
+                found.setdefault((workers, "bare loop"), []).append(bare)
                 found.setdefault((workers, "sdd_ray.train"), []).append(rate)
                 apart.append(others)
     print("| workers | way | images/s, median (all) | of the bare loop |")
