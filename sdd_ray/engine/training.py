@@ -1,13 +1,11 @@
 """Train a quality model with Ray Train: data-parallel workers, checkpoints, the best epoch kept."""
 
-import hashlib
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +30,7 @@ from sdd_ray.core.fitting import Batch, Fitter
 from sdd_ray.core.models import QualityArchitecture, QualityNetwork
 from sdd_ray.core.preprocess import Preprocessing
 from sdd_ray.engine.board import Teller, board
+from sdd_ray.engine.checkpoints import read_state, write_state
 from sdd_ray.engine.event_files import EventFile
 from sdd_ray.engine.fitting import (
     BETTER,
@@ -52,7 +51,7 @@ from sdd_ray.engine.training_data import (
 )
 from sdd_ray.engine.training_rows import TrainingData
 from sdd_ray.engine.validation_comparisons import validation_comparisons
-from sdd_ray.errors import ResourceError, SddError, WeightsError
+from sdd_ray.errors import ResourceError, SddError
 from sdd_ray.settings import TrainConfig
 from sdd_ray.store.dataset import Dataset
 from sdd_ray.store.location import Location
@@ -62,7 +61,6 @@ _RUN = "fit"
 _VALIDATION_BATCH = 64
 _RESIZE_EVERY_S = 900.0
 """Seconds between two looks for more workers: taking one in costs the epoch that is under way."""
-_STATE, _DIGEST = "state.pt", "state.sha256"
 
 
 @dataclass(frozen=True)
@@ -354,36 +352,6 @@ def _report(fit: Fit, result: EpochResult) -> None:
         ray.train.report(
             result.figures, checkpoint, checkpoint_dir_name=f"epoch_{result.epoch:04d}"
         )
-
-
-def read_state(checkpoint: Any) -> dict[str, Any]:
-    """Return the state in a checkpoint of Ray Train or Ray Tune.
-
-    Raises:
-        WeightsError: It is damaged.
-    """
-    with checkpoint.as_directory() as folder:
-        file = Path(folder) / _STATE
-        try:
-            found = hashlib.sha256(file.read_bytes()).hexdigest()
-            wanted = (Path(folder) / _DIGEST).read_text(encoding="ascii")
-        except OSError as error:
-            found, wanted = str(error), "two files"
-        if found != wanted:
-            raise WeightsError(
-                f"the checkpoint {checkpoint.path} is damaged: expected {wanted}, got {found};"
-                " without the folder that holds all checkpoints of this run, training begins anew"
-            )
-        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
-    return state
-
-
-def write_state(fit: Fit, result: EpochResult, folder: str) -> None:
-    """Write the state that `read_state` reads."""
-    file = Path(folder) / _STATE
-    torch.save(fit.state(result), file)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    (Path(folder) / _DIGEST).write_text(digest, encoding="ascii")
 
 
 def trained_network(plan: FitPlan, best: dict[str, Any], last: dict[str, Any]) -> TrainedNetwork:

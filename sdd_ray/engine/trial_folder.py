@@ -14,8 +14,8 @@ from typing import Any
 
 from ray import tune
 
+from sdd_ray.engine.checkpoints import read_state, write_state
 from sdd_ray.engine.fitting import EpochResult, Fit
-from sdd_ray.engine.training import read_state, write_state
 from sdd_ray.store.location import Location
 
 _JOURNAL, _WHOLE = "journal.json", "whole.json"
