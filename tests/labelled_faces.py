@@ -26,10 +26,13 @@ OFFLINE = RayConfig(num_cpus=2, dashboard=False)
 
 
 def write_labels(
-    folder: Path, targets: Sequence[float | None] | None = None, backwards: bool = False
+    folder: Path,
+    targets: Sequence[float | None] | None = None,
+    backwards: bool = False,
+    faces: SyntheticConfig = FACES,
 ) -> str:
-    """Write labels of FACES as label would; a label is 100 * (1 - severity) unless given."""
-    drawn = synthetic_set(FACES)
+    """Write labels of faces as label would; a label is 100 * (1 - severity) unless given."""
+    drawn = synthetic_set(faces)
     pairs = list(keys(drawn))
     if targets is None:
         targets = [100 * (1 - damage_of(drawn, *key)[1]) for key in pairs]
