@@ -32,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
-from sdd_ray.core.assessment import assess
+from sdd_ray.core.assessment import ComparedSides, Protocol, assess
 from sdd_ray.core.comparisons import ComparedPairs, compare_tile
 from sdd_ray.core.fitting import Batch, Fitter, Recipe
 from sdd_ray.core.label_weights import LabelWeights
@@ -194,11 +194,11 @@ def worth(faces: Faces, quality: NDArray[Any]) -> dict[str, float]:
     for name, unit in (("own", faces.unit), ("other", faces.other)):
         if unit is None:
             continue
-        mated, nonmated = comparisons(unit, faces.people)
-        for fmr in FMRS:
-            result = assess(mated, nonmated, quality.astype(np.float64), fmr, 0.3, (0.0, 0.2))
-            found[f"{name} pauc {fmr:g}"] = result.normalised_pauc.value
-            found[f"{name} fnmr {fmr:g}"] = float(result.table_edc[1])
+        sides = ComparedSides.of(*comparisons(unit, faces.people), FMRS)
+        protocol = Protocol(FMRS, fractions=(0.0, 0.2))
+        for result in assess(sides, quality.astype(np.float64), protocol):
+            found[f"{name} pauc {result.fmr:g}"] = result.areas[0.3].normalised.value
+            found[f"{name} fnmr {result.fmr:g}"] = float(result.table_edc[1])
     return found
 
 

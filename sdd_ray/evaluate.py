@@ -15,7 +15,8 @@ def run(config: EvaluateConfig) -> None:
     Raises:
         SddError: An input, the output or the cluster is not as it should be.
     """
-    from sdd_ray.engine.evaluating import compare_all, evaluate_methods
+    from sdd_ray.engine.assessing import evaluate_methods
+    from sdd_ray.engine.evaluating import compare_all
     from sdd_ray.engine.evaluation_output import REPORT, publish, terminal_table
     from sdd_ray.engine.session import session
     from sdd_ray.store.dataset import content_digest, open_dataset

@@ -1,29 +1,112 @@
-"""Assess a quality by both curves at several false match rates: the numbers behind the tables.
+"""Assess a quality by all curves at several false match rates: the numbers behind the tables.
 
-Shapes: N images, M mated and K nonmated comparisons, F discard fractions.
+Shapes: N images, M mated and K nonmated comparisons, F discard fractions, L discard limits.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdd_ray.core.comparisons import ComparedPairs
-from sdd_ray.core.edc import (
-    EVRC_DISCARD_FRACTIONS,
-    Comparisons,
-    errors_at,
-    evrc,
-    fnm_edc,
-    pair_qualities,
+from sdd_ray.core.discarding import (
+    ErrorDiscardCurve,
+    Ranks,
+    TopNonmated,
+    false_non_matches,
+    points_kept,
+    rank_qualities,
+    remaining_at,
+    step_curve,
 )
-from sdd_ray.core.edc_areas import Area, aoc, normalised_pauc
-from sdd_ray.core.error_rates import OperatingPoint, threshold_at_fmr
+from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS, check_fractions, errors_at
+from sdd_ray.core.edc_areas import Area, aoc, best_pauc, normalised_pauc, pauc
+from sdd_ray.core.error_rates import OperatingPoint, check_similarities, is_false_non_match
 
 EDC_DISCARD_FRACTIONS: NDArray[np.float64] = np.arange(96) / 100
 """Where error versus discard curves are tabulated; their areas are of the full step functions."""
 EDC_DISCARD_FRACTIONS.setflags(write=False)
+
+PairQuality = Literal["minimum", "maximum", "mean"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is computed.
+
+    Attributes:
+        fmrs: False match rates, in (0, 1).
+        discard_limits: (L,) where partial areas end, in (0, 1].
+        fractions: (F,) discard fractions of the tables, in [0, 1).
+        pair_quality: From the qualities of two images to that of their comparison. Only by the
+            minimum are the comparisons below a quality those of the images below it.
+        discarded: What the fractions of the EVRC are shares of. Images go with the minimum only.
+    """
+
+    fmrs: tuple[float, ...]
+    discard_limits: tuple[float, ...] = (0.3,)
+    fractions: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3)
+    pair_quality: PairQuality = "minimum"
+    discarded: Literal["images", "comparisons"] = "images"
+
+    @property
+    def grid(self) -> NDArray[np.float64]:
+        """(P,) discard fractions at which the EVRC is computed: the paper's and the tables'."""
+        return np.union1d(EVRC_DISCARD_FRACTIONS, np.asarray(self.fractions, np.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class ComparedSides:
+    """The comparisons of an evaluation, ready to be assessed by any number of qualities.
+
+    Attributes:
+        mated, nonmated: M and K comparisons.
+        top: The largest nonmated similarities in order.
+    """
+
+    mated: ComparedPairs
+    nonmated: ComparedPairs
+    top: TopNonmated
+
+    @classmethod
+    def of(
+        cls, mated: ComparedPairs, nonmated: ComparedPairs, fmrs: Sequence[float]
+    ) -> "ComparedSides":
+        """Sort what is needed for some false match rates.
+
+        Raises:
+            ValueError: A kind of comparison is missing, or a similarity is NaN.
+        """
+        check_similarities(mated.similarities, "mated")
+        return cls(mated, nonmated, TopNonmated(nonmated.similarities, max(fmrs)))
+
+    def points(self, fmrs: Sequence[float]) -> list[OperatingPoint]:
+        """Return threshold and achieved rate before anything is discarded, for each rate."""
+        size = len(self.nonmated.similarities)
+        solved = self.top.solve(np.ones(size, np.int16), 1, fmrs)
+        return [
+            OperatingPoint(float(threshold[0]), rate, float(achieved[0]), size)
+            for rate, threshold, achieved in zip(
+                fmrs, solved.thresholds, solved.achieved, strict=True
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class LimitArea:
+    """Areas under an EDC up to a discard limit.
+
+    Attributes:
+        raw: In [0, limit], lower is better.
+        normalised: As a share of what it is without use; 1 is no use, lower is better.
+        best: The raw area of a quality that knows every error.
+    """
+
+    raw: Area
+    normalised: Area
+    best: Area
 
 
 @dataclass(frozen=True)
@@ -34,62 +117,160 @@ class Assessment:
         fmr: The false match rate asked for.
         point: Threshold and achieved rate at zero discard.
         edc: (96,) false non-match rates at `EDC_DISCARD_FRACTIONS` of the mated comparisons.
-        evrc: (20,) the same at `EVRC_DISCARD_FRACTIONS` of the images, threshold solved again.
+        fm_edc: (96,) false match rates at `EDC_DISCARD_FRACTIONS` of the nonmated comparisons.
+        evrc: (20,) false non-match rates at `EVRC_DISCARD_FRACTIONS`, threshold solved again.
+        achieved: (20,) the false match rates of the EVRC, at most `fmr`.
         table_edc: (F,) the EDC at exactly the fractions asked for.
         table_evrc: (F,) the EVRC at exactly the fractions asked for.
-        normalised_pauc: Area under the EDC over that of no gain: 1 is useless, lower is better.
+        areas: Under the EDC, for each discard limit.
         aoc: The paper's area over the EVRC on its grid, higher is better.
     """
 
     fmr: float
     point: OperatingPoint
     edc: NDArray[np.float64]
+    fm_edc: NDArray[np.float64]
     evrc: NDArray[np.float64]
+    achieved: NDArray[np.float64]
     table_edc: NDArray[np.float64]
     table_evrc: NDArray[np.float64]
-    normalised_pauc: Area
+    areas: dict[float, LimitArea]
     aoc: Area
 
 
-def assess(
-    mated: ComparedPairs,
-    nonmated: ComparedPairs,
-    qualities: NDArray[np.float64],
-    fmr: float,
-    discard_limit: float,
-    fractions: Sequence[float],
-) -> Assessment:
-    """Return what a quality is worth at a false match rate.
+@dataclass(frozen=True, eq=False)
+class RankedSides:
+    """The rank of every image and comparison under one quality.
 
-    Args:
-        mated: M comparisons.
-        nonmated: K comparisons.
-        qualities: (N,) quality of each image, larger is better, NaN where it failed.
-        fmr: False match rate, in (0, 1).
-        discard_limit: Upper end of the normalised partial area, in (0, 1].
-        fractions: (F,) discard fractions of the table, in [0, 1).
+    Attributes:
+        images: Of the N images.
+        mated, nonmated: (M,) and (K,) of the comparisons.
+        number: Ranks of comparisons there are.
+        leaving: (number,) how many of what the EVRC discards have each rank.
+    """
+
+    images: Ranks
+    mated: NDArray[np.int32]
+    nonmated: NDArray[np.int32]
+    number: int
+    leaving: NDArray[np.int64]
+
+
+def rank_sides(
+    sides: ComparedSides, qualities: NDArray[np.float64], protocol: Protocol
+) -> RankedSides:
+    """Return the ranks of all comparisons under a quality.
 
     Raises:
-        ValueError: A kind of comparison is missing, or a number is out of range.
+        ValueError: The images are discarded by another pair quality than the minimum.
     """
-    sides = [
-        Comparisons(c.similarities, pair_qualities(qualities[c.first], qualities[c.second]))
-        for c in (mated, nonmated)
+    images = rank_qualities(qualities)
+    both = (sides.mated, sides.nonmated)
+    if protocol.pair_quality == "mean":
+        means = [(qualities[c.first] + qualities[c.second]) / 2 for c in both]
+        ranks = rank_qualities(np.concatenate(means))
+        number, of = ranks.number, np.split(ranks.of, [len(means[0])])
+    else:
+        lower = np.minimum if protocol.pair_quality == "minimum" else np.maximum
+        number, of = images.number, [lower(images.of[c.first], images.of[c.second]) for c in both]
+    if protocol.discarded == "comparisons":
+        leaving = np.bincount(of[0], minlength=number) + np.bincount(of[1], minlength=number)
+    elif protocol.pair_quality == "minimum":
+        leaving = np.bincount(images.of, minlength=number)
+    else:
+        raise ValueError(f"images cannot be discarded by the {protocol.pair_quality}")
+    return RankedSides(images, of[0], of[1], number, leaving)
+
+
+def assess(
+    sides: ComparedSides, qualities: NDArray[np.float64], protocol: Protocol
+) -> list[Assessment]:
+    """Return what a quality is worth at each false match rate.
+
+    Args:
+        sides: The comparisons.
+        qualities: (N,) quality of each image, larger is better, NaN where it failed.
+        protocol: What is asked for.
+
+    Raises:
+        ValueError: A number of the protocol is out of range.
+    """
+    check_fractions(protocol.grid)
+    ranked = rank_sides(sides, qualities, protocol)
+    points = sides.points(protocol.fmrs)
+    solved = _evrc(sides, ranked, protocol)
+    return [
+        _assessment(fixed, moving, point, protocol)
+        for fixed, moving, point in zip(_edcs(sides, ranked, points), solved, points, strict=True)
     ]
-    asked = np.asarray(fractions, np.float64)
-    point = threshold_at_fmr(nonmated.similarities, fmr)
-    fixed = fnm_edc(sides[0], point.threshold)
-    grid = np.union1d(EVRC_DISCARD_FRACTIONS, asked)
-    solved = evrc(sides[0], sides[1], fmr, grid, population=qualities)
+
+
+def _edcs(
+    sides: ComparedSides, ranked: RankedSides, points: Sequence[OperatingPoint]
+) -> list[tuple[ErrorDiscardCurve, ErrorDiscardCurve]]:
+    """Return FNM-EDC and FM-EDC of each operating point."""
+    totals = [np.bincount(of, minlength=ranked.number) for of in (ranked.mated, ranked.nonmated)]
+    top = ranked.nonmated[sides.top.order]
+    curves = []
+    for point in points:
+        missed = ranked.mated[is_false_non_match(sides.mated.similarities, point.threshold)]
+        above = round(point.achieved_fmr * point.num_nonmated) if point.attainable else 0
+        passed = top[:above] if above <= len(top) else _passed(sides, ranked, point.threshold)
+        wrong = [np.bincount(of, minlength=ranked.number) for of in (missed, passed)]
+        fnm, fm = (step_curve(*c, point.threshold) for c in zip(totals, wrong, strict=True))
+        curves.append((fnm, fm))
+    return curves
+
+
+def _passed(sides: ComparedSides, ranked: RankedSides, threshold: float) -> NDArray[np.int32]:
+    return ranked.nonmated[sides.nonmated.similarities > threshold]
+
+
+@dataclass(frozen=True)
+class _Solved:
+    curve: ErrorDiscardCurve
+    achieved: NDArray[np.float64]
+
+
+def _evrc(sides: ComparedSides, ranked: RankedSides, protocol: Protocol) -> list[_Solved]:
+    grid = protocol.grid
+    by_rank = points_kept(ranked.leaving, grid)
+    kept = by_rank[ranked.mated]
+    solved = sides.top.solve(by_rank[ranked.nonmated], len(grid), protocol.fmrs)
+    errors = false_non_matches(sides.mated.similarities, kept, solved.thresholds)
+    remaining = remaining_at(kept, len(grid))
+    return [
+        _Solved(ErrorDiscardCurve(grid, missed, thresholds, remaining), achieved)
+        for missed, thresholds, achieved in zip(
+            errors, solved.thresholds, solved.achieved, strict=True
+        )
+    ]
+
+
+def _assessment(
+    fixed: tuple[ErrorDiscardCurve, ErrorDiscardCurve],
+    moving: _Solved,
+    point: OperatingPoint,
+    protocol: Protocol,
+) -> Assessment:
+    asked = np.asarray(protocol.fractions, np.float64)
+    edc = fixed[0]
+    areas = {
+        limit: LimitArea(pauc(edc, limit), normalised_pauc(edc, limit), best_pauc(edc, limit))
+        for limit in protocol.discard_limits
+    }
+    on_grid = np.searchsorted(protocol.grid, EVRC_DISCARD_FRACTIONS)
     return Assessment(
-        fmr=fmr,
+        fmr=point.asked_fmr,
         point=point,
-        edc=errors_at(fixed, EDC_DISCARD_FRACTIONS),
-        evrc=errors_at(solved, EVRC_DISCARD_FRACTIONS),
-        table_edc=errors_at(fixed, asked),
-        table_evrc=errors_at(solved, asked),
-        normalised_pauc=normalised_pauc(fixed, discard_limit),
-        aoc=aoc(solved),
+        edc=errors_at(edc, EDC_DISCARD_FRACTIONS),
+        fm_edc=errors_at(fixed[1], EDC_DISCARD_FRACTIONS),
+        evrc=errors_at(moving.curve, EVRC_DISCARD_FRACTIONS),
+        achieved=moving.achieved[on_grid],
+        table_edc=errors_at(edc, asked),
+        table_evrc=errors_at(moving.curve, asked),
+        areas=areas,
+        aoc=aoc(moving.curve),
     )
 
 
@@ -101,15 +282,23 @@ def mean_assessment(parts: Sequence[Assessment]) -> Assessment:
     """
     if not parts:
         raise ValueError("expected at least one assessment, got none")
+    curves = ("edc", "fm_edc", "evrc", "achieved", "table_edc", "table_evrc")
+    means = {name: np.mean([getattr(p, name) for p in parts], axis=0) for name in curves}
+    areas = {
+        limit: LimitArea(
+            *(
+                _mean_area([getattr(p.areas[limit], field.name) for p in parts])
+                for field in fields(LimitArea)
+            )
+        )
+        for limit in parts[0].areas
+    }
     return Assessment(
         fmr=parts[0].fmr,
         point=parts[0].point,
-        edc=np.mean([p.edc for p in parts], axis=0),
-        evrc=np.mean([p.evrc for p in parts], axis=0),
-        table_edc=np.mean([p.table_edc for p in parts], axis=0),
-        table_evrc=np.mean([p.table_evrc for p in parts], axis=0),
-        normalised_pauc=_mean_area([p.normalised_pauc for p in parts]),
+        areas=areas,
         aoc=_mean_area([p.aoc for p in parts]),
+        **means,
     )
 
 

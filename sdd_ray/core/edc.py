@@ -1,14 +1,14 @@
 """What a quality is worth: error rates after the comparisons of lowest quality are discarded.
 
-Two curves are in use, and their numbers must not be mixed:
+Three curves are in use, and their numbers must not be mixed:
 
 - `fnm_edc`, the error versus discard characteristic of ISO/IEC 29794-1: mated comparisons only, the
-  threshold fixed before anything is discarded.
+  threshold fixed before anything is discarded; `fm_edc` is the same of nonmated ones.
 - `evrc`, the error versus reject curve of the paper and its successors: mated and nonmated
   comparisons are discarded together, and the threshold is solved again on the nonmated comparisons
   that remain, so that the false match rate stays put.
 
-Three rules hold for both. The quality of a comparison is the lower one of its two images, so that
+Three rules hold for all. The quality of a comparison is the lower one of its two images, so that
 discarding by it is the same as discarding images. Comparisons of equal quality leave together: a
 quality threshold cannot separate them, and an order made up among them would decide the result. A
 quality that is NaN (failure to assess) is lower than every number and leaves first.
@@ -19,19 +19,25 @@ qualities, or with those of the oracle.
 Shapes: M mated comparisons, N nonmated comparisons, K points of a curve.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sdd_ray.core.discarding import (
+    ErrorDiscardCurve,
+    TopNonmated,
+    false_non_matches,
+    points_kept,
+    rank_qualities,
+    remaining_at,
+    step_curve,
+)
 from sdd_ray.core.error_rates import (
     Similarities,
     check_similarities,
-    counts_within,
-    fnmr,
+    is_false_match,
     is_false_non_match,
-    threshold_at_fmr,
 )
 
 # 0, 0.05, ... 0.95: the grid of the paper's figures. Divided, since 3 * 0.05 > 0.15 in binary.
@@ -62,26 +68,6 @@ class Comparisons:
                 "expected one pair quality for each similarity, got shapes "
                 f"{self.pair_qualities.shape} and {self.similarities.shape}"
             )
-
-
-@dataclass(frozen=True, eq=False)
-class ErrorDiscardCurve:
-    """False non-match rate over the share of comparisons discarded: a step function.
-
-    Each value holds from its discard fraction up to the next one. There is no point at 1, where no
-    comparison remains.
-
-    Attributes:
-        discard_fractions: (K,) increasing, from 0, below 1.
-        errors: (K,) false non-match rates of the comparisons that remain; NaN where undefined.
-        thresholds: (K,) similarity that decided; NaN where the operating point is unattainable.
-        num_remaining: (K,) mated comparisons that remain, the denominators of `errors`.
-    """
-
-    discard_fractions: NDArray[np.float64]
-    errors: NDArray[np.float64]
-    thresholds: NDArray[np.float64]
-    num_remaining: NDArray[np.int64]
 
 
 def pair_qualities(
@@ -135,20 +121,23 @@ def fnm_edc(mated: Comparisons, threshold: float) -> ErrorDiscardCurve:
         >>> curve.discard_fractions.tolist(), curve.errors.round(4).tolist()
         ([0.0, 0.25, 0.75], [0.5, 0.3333, 0.0])
     """
-    qualities = _ranked(mated.pair_qualities)
-    is_wrong = is_false_non_match(mated.similarities, threshold)
-    wrong_qualities = np.sort(qualities[is_wrong])
-    qualities.sort()
-    num_discarded = np.concatenate([[0], np.flatnonzero(qualities[1:] != qualities[:-1]) + 1])
-    num_remaining = qualities.size - num_discarded
-    num_wrong_discarded = np.searchsorted(wrong_qualities, qualities[num_discarded])
-    errors = (wrong_qualities.size - num_wrong_discarded) / num_remaining
-    return ErrorDiscardCurve(
-        discard_fractions=num_discarded / qualities.size,
-        errors=np.full_like(errors, np.nan) if math.isnan(threshold) else errors,
-        thresholds=np.full_like(errors, threshold),
-        num_remaining=num_remaining,
-    )
+    return _edc(mated, is_false_non_match(mated.similarities, threshold), threshold)
+
+
+def fm_edc(nonmated: Comparisons, threshold: float) -> ErrorDiscardCurve:
+    """Return the exact error versus discard characteristic for false matches.
+
+    As `fnm_edc`, of nonmated comparisons whose similarity is above the fixed threshold. A quality
+    made to predict false non-matches need not lower it.
+
+    Args:
+        nonmated: N comparisons of two people with their qualities.
+        threshold: Similarity; NaN makes every error NaN.
+
+    Source:
+        ISO/IEC 29794-1:2024, 11.2.
+    """
+    return _edc(nonmated, is_false_match(nonmated.similarities, threshold), threshold)
 
 
 def evrc(
@@ -184,23 +173,22 @@ def evrc(
     Source:
         Ou et al., "SDD-FIQA", CVPR 2021, section 3.1.
     """
-    _check_fractions(discard_fractions)
-    mated_qualities, mated_similarities = _sorted_by_quality(mated)
-    nonmated_qualities, nonmated_similarities = _sorted_by_quality(nonmated)
-    everything = np.concatenate([mated_qualities, nonmated_qualities])
-    ranked = np.sort(everything if population is None else _ranked(population))
-    lowest_kept = ranked[counts_within(discard_fractions, ranked.size)]
-    mated_starts = np.searchsorted(mated_qualities, lowest_kept)
-    nonmated_starts = np.searchsorted(nonmated_qualities, lowest_kept)
-    points = [
-        _solve(mated_similarities[mated_start:], nonmated_similarities[nonmated_start:], fmr)
-        for mated_start, nonmated_start in zip(mated_starts, nonmated_starts, strict=True)
-    ]
+    check_fractions(discard_fractions)
+    given = [mated.pair_qualities, nonmated.pair_qualities]
+    ranks = rank_qualities(np.concatenate(given if population is None else [*given, population]))
+    size, pairs = mated.similarities.size, mated.similarities.size + nonmated.similarities.size
+    leaving = ranks.of if population is None else ranks.of[pairs:]
+    by_rank = points_kept(np.bincount(leaving, minlength=ranks.number), discard_fractions)
+    kept, kept_nonmated = by_rank[ranks.of[:size]], by_rank[ranks.of[size:pairs]]
+    points = len(discard_fractions)
+    top = TopNonmated(nonmated.similarities, fmr)
+    thresholds = top.solve(kept_nonmated, points, [fmr]).thresholds
+    errors = false_non_matches(mated.similarities, kept, thresholds)[0]
     return ErrorDiscardCurve(
         discard_fractions=discard_fractions,
-        errors=np.array([error for error, _ in points]),
-        thresholds=np.array([threshold for _, threshold in points]),
-        num_remaining=mated_qualities.size - mated_starts,
+        errors=errors,
+        thresholds=np.where(np.isnan(errors), np.nan, thresholds[0]),
+        num_remaining=remaining_at(kept, points),
     )
 
 
@@ -225,26 +213,18 @@ def errors_at(
     return curve.errors[np.searchsorted(curve.discard_fractions, discard_fractions, "right") - 1]
 
 
-def _ranked(qualities: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return a copy in which a failure to assess is lower than every number."""
-    return np.where(np.isnan(qualities), -np.inf, qualities).astype(np.float64)
+def _edc(
+    comparisons: Comparisons, is_wrong: NDArray[np.bool_], threshold: float
+) -> ErrorDiscardCurve:
+    ranks = rank_qualities(comparisons.pair_qualities)
+    total, wrong = (
+        np.bincount(of, minlength=ranks.number) for of in (ranks.of, ranks.of[is_wrong])
+    )
+    return step_curve(total, wrong, threshold)
 
 
-def _sorted_by_quality(comparisons: Comparisons) -> tuple[NDArray[np.float64], Similarities]:
-    qualities = _ranked(comparisons.pair_qualities)
-    order = np.argsort(qualities)
-    return qualities[order], comparisons.similarities[order]
-
-
-def _solve(mated: Similarities, nonmated: Similarities, fmr: float) -> tuple[float, float]:
-    """Return the false non-match rate and the threshold at a false match rate, or NaN."""
-    if mated.size == 0 or nonmated.size == 0:
-        return math.nan, math.nan
-    threshold = threshold_at_fmr(nonmated, fmr).threshold
-    return fnmr(mated, threshold), threshold
-
-
-def _check_fractions(discard_fractions: NDArray[np.float64]) -> None:
+def check_fractions(discard_fractions: NDArray[np.float64]) -> None:
+    """Raise ValueError unless the fractions increase from 0 to below 1."""
     fractions = np.asarray(discard_fractions)
     in_order = fractions.ndim == 1 and fractions.size > 0 and bool(np.all(np.diff(fractions) > 0))
     if not in_order or fractions[0] != 0 or not fractions[-1] < 1:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS, ErrorDiscardCurve, errors_at
+from sdd_ray.core.discarding import ErrorDiscardCurve
+from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS, errors_at
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,32 @@ def normalised_pauc(curve: ErrorDiscardCurve, discard_limit: float) -> Area:
         where no error is made at zero discard, since nothing can then be gained.
     """
     return _over_initial_error(pauc(curve, discard_limit), curve, discard_limit)
+
+
+def best_pauc(curve: ErrorDiscardCurve, discard_limit: float) -> Area:
+    """Return the partial area of a quality that knows every error: no quality has a lower one.
+
+    With error e before anything is discarded, the share d that leaves first is of errors alone, and
+    (e - d) / (1 - d) is left of the error rate, 0 from d = e on. Of infinitely many comparisons; a
+    step function of few lies a little above. The triangle e^2 / 2 that is also in use forgets that
+    the rest becomes smaller, and cannot be reached.
+
+    Args:
+        curve: Its first error is what a quality starts from.
+        discard_limit: Where the area ends, in (0, 1].
+
+    Example:
+        >>> curve = ErrorDiscardCurve(
+        ...     np.zeros(1), np.array([0.2]), np.zeros(1), np.array([10]))
+        >>> round(best_pauc(curve, 0.3).value, 6)
+        0.021485
+    """
+    error = float(curve.errors[0])
+    if math.isnan(error):
+        return Area(math.nan, _undefined(curve.discard_fractions[:1], curve.errors[:1]))
+    end = min(error, discard_limit)
+    # Where all are errors the rate stays 1 until nothing remains, and the logarithm has no value.
+    return Area(end if error == 1 else end + (1 - error) * math.log1p(-end))
 
 
 def aoc(curve: ErrorDiscardCurve) -> Area:

@@ -1,8 +1,7 @@
-"""Compare the images of a set with each other on Ray, and join the qualities to them."""
+"""Compare the images of a set with each other on Ray."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,15 +10,12 @@ import ray
 from numpy.typing import NDArray
 
 from sdd_ray.columns import EMBEDDING, IDENTITY, IMAGE_ID
-from sdd_ray.core.assessment import Assessment, assess, mean_assessment
-from sdd_ray.core.calibration import FAILED
 from sdd_ray.core.comparisons import ComparedPairs, compare_tile, count_nonmated
 from sdd_ray.core.similarity import check_embeddings, normalise
 from sdd_ray.engine.progress import Progress
 from sdd_ray.errors import InputError
-from sdd_ray.report.curves import CurveKind
-from sdd_ray.settings import ComparisonsConfig, EvaluateConfig, MethodConfig
-from sdd_ray.store.dataset import Dataset, embedding_matrix, read_any, read_parquet
+from sdd_ray.settings import ComparisonsConfig
+from sdd_ray.store.dataset import Dataset, embedding_matrix, read_parquet
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import INCOMPLETE, MANIFEST
 
@@ -88,91 +84,6 @@ def _unit(embeddings: NDArray[np.float32], uri: str) -> NDArray[np.float32]:
     if faulty:
         raise InputError(f"{uri}: {faulty} embeddings are zero or not finite")
     return normalise(embeddings)[0]
-
-
-def read_qualities(method: MethodConfig, image_ids: Sequence[str]) -> NDArray[np.float64]:
-    """Return the quality of each image, (N,), larger is better; NaN where there is none.
-
-    Raises:
-        InputError: The file cannot be read, its values are no numbers, it names an image twice, or
-            none of the images.
-    """
-    table = read_any(method.path, [IMAGE_ID, method.column])
-    try:  # the file may be of any program, with other types of text and numbers
-        ids = pc.cast(table[IMAGE_ID], pa.string()).combine_chunks()
-        values = pc.cast(table[method.column], pa.float64()).combine_chunks()
-    except pa.ArrowException as error:
-        raise InputError(
-            f"{method.path}: expected text in {IMAGE_ID}, numbers in {method.column}: {error}"
-        ) from error
-    if len(pc.unique(ids)) != table.num_rows:
-        raise InputError(f"{method.path}: an image_id occurs more than once")
-    place = pc.index_in(pa.array(image_ids, pa.string()), ids)
-    if place.null_count == len(image_ids):
-        raise InputError(f"{method.path}: none of the {len(image_ids)} compared images is in it")
-    qualities = np.array(values.take(place).to_numpy(zero_copy_only=False), np.float64)
-    if pa.types.is_integer(table.schema.field(method.column).type):
-        qualities[qualities == FAILED] = np.nan
-    return qualities * method.sign
-
-
-@dataclass(frozen=True)
-class MethodResult:
-    """What one method is worth.
-
-    Attributes:
-        name: Name of the method.
-        kind: What its values are, see `sdd_ray.settings.MethodConfig`, or random.
-        qualities: (N,) quality of each image, larger is better, NaN where it failed.
-        assessments: One for each false match rate.
-    """
-
-    name: str
-    kind: CurveKind
-    qualities: NDArray[np.float64]
-    assessments: list[Assessment]
-
-    @property
-    def num_failed(self) -> int:
-        """Images without a quality."""
-        return int(np.isnan(self.qualities).sum())
-
-
-def evaluate_methods(config: EvaluateConfig, compared: ComparedSet) -> list[MethodResult]:
-    """Return what every method is worth, a random one last.
-
-    Raises:
-        InputError: The qualities of a method cannot be read, or a false match rate asks for more
-            nonmated comparisons than there are.
-    """
-    needed = 1.0 / min(config.fmr)
-    made = len(compared.nonmated.similarities)
-    if made < needed:
-        raise InputError(
-            f"fmr={min(config.fmr):g} needs at least {needed:,.0f} nonmated comparisons, there are"
-            f" {made:,}; ask for a larger fmr or compare more images"
-        )
-    work: list[tuple[str, CurveKind, list[NDArray[np.float64]]]] = [
-        (m.name, m.kind, [read_qualities(m, compared.image_ids)]) for m in config.methods
-    ]
-    generator = np.random.default_rng([config.comparisons.seed, 0])
-    draws = [generator.random(len(compared.image_ids)) for _ in range(config.random_repeats)]
-    work.append(("random", "random", draws))
-    task: Any = ray.remote(assess).options(num_cpus=1, name="assess")
-    pairs = (ray.put(compared.mated), ray.put(compared.nonmated))
-    rest = (config.discard_limit, config.discard_fractions)
-    refs = [
-        [[task.remote(*pairs, q, fmr, *rest) for q in qualities] for fmr in config.fmr]
-        for _, _, qualities in work
-    ]
-    progress = Progress("evaluate", len(work), unit="methods")
-    results = []
-    for (name, kind, qualities), by_fmr in zip(work, refs, strict=True):
-        assessments = [mean_assessment(ray.get(repeats)) for repeats in by_fmr]
-        results.append(MethodResult(name, kind, qualities[0], assessments))
-        progress.update(1)
-    progress.close()
-    return results
 
 
 def _tiles(

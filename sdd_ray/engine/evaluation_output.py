@@ -1,22 +1,38 @@
 """Publish an evaluation: tables as Parquet and CSV, the report, and the table for the terminal."""
 
 import json
+import math
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from sdd_ray.core.assessment import EDC_DISCARD_FRACTIONS
+from sdd_ray.core.assessment import EDC_DISCARD_FRACTIONS, Assessment, Protocol
 from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS
-from sdd_ray.engine.evaluating import ComparedSet, MethodResult
+from sdd_ray.engine.assessing import MethodResult, protocol_of
+from sdd_ray.engine.differences import Difference, differences, ends_on, figures
+from sdd_ray.engine.evaluating import ComparedSet
 from sdd_ray.engine.evaluation_report import caution, percent, report_html
 from sdd_ray.settings import EvaluateConfig
 from sdd_ray.store.dataset import read_json
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import MANIFEST, OutputRun, versions, write_part
 
-CURVES, SUMMARY, REPORT = "curves", "summary", "report.html"
+CURVES, SUMMARY, DIFFERENCES, REPORT = "curves", "summary", "differences", "report.html"
+_WITH_INTERVAL = ("normalised_pauc_", "aoc", "evrc_", "edc_")
+_DIFFERENCES = pa.schema(
+    [
+        ("method", pa.string()),
+        ("other", pa.string()),
+        ("fmr", pa.float64()),
+        ("figure", pa.string()),
+        ("difference", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("verdict", pa.string()),
+    ]
+)
 _WIDEST_NAME = 32
 """Columns of the terminal; longer names of methods are cut."""
 
@@ -30,7 +46,9 @@ def publish(
         InputError: The report's labels or faces cannot be read.
         OutputError: The folder cannot be written.
     """
-    rows = [row for method in methods for row in _summary_rows(config, method)]
+    protocol = protocol_of(config)
+    rows = [row for method in methods for row in _summary_rows(method, protocol)]
+    found = differences(methods, protocol)
     results = {
         "images": len(compared.image_ids),
         "identities": int(compared.codes.max()) + 1,
@@ -39,17 +57,23 @@ def publish(
         "nonmated_comparisons_possible": compared.num_nonmated,
         "discard_fractions": list(config.discard_fractions),
         "discard_limit": config.discard_limit,
+        "draws": config.bootstrap.draws,
         "summary": rows,
+        "verdicts": _verdicts(found, config),
     }
-    html = report_html(config, compared, methods, {**results, **versions()})
+    html = report_html(config, compared, methods, {**results, **versions()}, found)
     (run.output / REPORT).write_bytes(html.encode())
     results["caution"] = caution(config)
-    summary, curves = pa.Table.from_pylist(_flat(rows)), _curves(methods)
-    for name, table in ((SUMMARY, summary), (CURVES, curves)):
+    tables = {
+        SUMMARY: pa.Table.from_pylist(rows),
+        CURVES: _curves(methods, protocol),
+        DIFFERENCES: _differences(found),
+    }
+    for name, table in tables.items():
         sink = pa.BufferOutputStream()
         pa_csv.write_csv(table, sink)
         (run.output / f"{name}.csv").write_bytes(sink.getvalue().to_pybytes())
-    records = [write_part(run.output, SUMMARY, summary), write_part(run.output, CURVES, curves)]
+    records = [write_part(run.output, name, table) for name, table in tables.items()]
     # NaN is no JSON: a figure that is undefined is null in the manifest.
     run.complete(records, json.loads(json.dumps(results), parse_constant=lambda _: None))
 
@@ -58,9 +82,11 @@ def terminal_table(output: Location) -> str:
     """Return the main table of a complete evaluation as text."""
     results = read_json(output / MANIFEST)["results"]
     fractions = results["discard_fractions"]
-    limit = results["discard_limit"]
     width = min(max(len(row["method"]) for row in results["summary"]), _WIDEST_NAME)
-    head = "".join(f"{percent(f):>8}" for f in fractions) + f"{f'pAUC@{limit:g}':>10}{'AOC':>8}"
+    head = "".join(f"{percent(f):>8}" for f in fractions)
+    limit = results["discard_limit"]
+    area = f"normalised_pauc_{limit:g}"
+    head += f"{f'pAUC@{limit:g}':>10}{'95 %':>14}{'AOC':>8}"
     lines = [
         f"{results['images']:,} images of {results['identities']:,} identities,"
         f" {results['mated_comparisons']:,} mated and {results['nonmated_comparisons']:,} nonmated"
@@ -69,68 +95,141 @@ def terminal_table(output: Location) -> str:
     for fmr in sorted({row["fmr"] for row in results["summary"]}, reverse=True):
         lines += ["", f"FNMR in % at FMR {fmr:g}, images discarded:", f"{'':<{width}}{head}"]
         for row in (r for r in results["summary"] if r["fmr"] == fmr):
-            errors = "".join(f"{_number(e, 100, 2):>8}" for e in row["evrc"])
-            areas = f"{_number(row['normalised_pauc'], 1, 3):>10}{_number(row['aoc'], 1, 3):>8}"
+            errors = "".join(f"{_number(row[f'evrc_{f:g}'], 100, 2):>8}" for f in fractions)
+            areas = f"{_number(row[area], 1, 3):>10}{_ends(row, area):>14}"
+            areas += f"{_number(row['aoc'], 1, 3):>8}"
             lines.append(f"{row['method']:<{width}.{width}}{errors}{areas}")
     lines += ["", "pAUC: 1 = no use, lower is better; AOC: higher is better; -: undefined, too few"]
     lines += ["comparisons remain or no error is left to save", ""]
+    lines += [_said(verdict, limit) for verdict in results["verdicts"]]
+    lines += [""] if results["verdicts"] else []
     if results.get("caution"):
         lines += [results["caution"], ""]
     return "\n".join(lines)
+
+
+def _ends(row: dict[str, Any], name: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "-" if low is None else f"{low:.3f}..{high:.3f}"
+
+
+_WORDS = {
+    "better": "is better than",
+    "worse": "is worse than",
+    "undecided": "and",
+    "undefined": "and",
+}
+
+
+def _said(verdict: dict[str, Any], limit: float) -> str:
+    """Return in words what the difference of two methods says, and no more than it says."""
+    end = {
+        "better": "",
+        "worse": "",
+        "undecided": ": no difference is shown",
+        "undefined": ": too few people to say",
+    }[verdict["verdict"]]
+    numbers = ""
+    if verdict["low"] is not None:
+        numbers = (
+            f" ({verdict['difference']:+.3f}, 95 %: {verdict['low']:+.3f}..{verdict['high']:+.3f})"
+        )
+    names = f"{verdict['method']} {_WORDS[verdict['verdict']]} {verdict['other']}"
+    return f"FMR {verdict['fmr']:g}: {names}{end}, by pAUC@{limit:g}{numbers}"
 
 
 def _number(value: float | None, factor: float, digits: int) -> str:
     return "-" if value is None else f"{value * factor:.{digits}f}"
 
 
-def _summary_rows(config: EvaluateConfig, method: MethodResult) -> list[dict[str, Any]]:
+def _summary_rows(method: MethodResult, protocol: Protocol) -> list[dict[str, Any]]:
     return [
-        {
-            "method": method.name,
-            "kind": method.kind,
-            "failed": method.num_failed,
-            "fmr": a.fmr,
-            "achieved_fmr": a.point.achieved_fmr,
-            "threshold": a.point.threshold,
-            "normalised_pauc": a.normalised_pauc.value,
-            "aoc": a.aoc.value,
-            "evrc": a.table_evrc.tolist(),
-            "edc": a.table_edc.tolist(),
-            "fractions": list(config.discard_fractions),
-        }
-        for a in method.assessments
+        _summary_row(method, number, found, protocol)
+        for number, found in enumerate(method.assessments)
     ]
 
 
-def _flat(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows with one column for each curve and discard fraction."""
-    flat = []
-    for row in rows:
-        plain = {k: v for k, v in row.items() if k not in ("evrc", "edc", "fractions")}
-        for curve in ("evrc", "edc"):
-            named = zip(row["fractions"], row[curve], strict=True)
-            plain |= {f"{curve}_{fraction:g}": error for fraction, error in named}
-        flat.append(plain)
-    return flat
+def _summary_row(
+    method: MethodResult, number: int, found: Assessment, protocol: Protocol
+) -> dict[str, Any]:
+    """Return all figures of a method at a false match rate, each with its interval."""
+    row: dict[str, Any] = {
+        "method": method.name,
+        "kind": method.kind,
+        "failed": method.num_failed,
+        "fmr": found.fmr,
+        "achieved_fmr": found.point.achieved_fmr,
+        "threshold": found.point.threshold,
+    }
+    for limit, area in found.areas.items():
+        row[f"pauc_{limit:g}"] = area.raw.value
+        row[f"normalised_pauc_{limit:g}"] = area.normalised.value
+        row[f"best_pauc_{limit:g}"] = area.best.value
+    row["aoc"] = found.aoc.value
+    for curve, values in (("evrc", found.table_evrc), ("edc", found.table_edc)):
+        named = zip(protocol.fractions, values.tolist(), strict=True)
+        row |= {f"{curve}_{fraction:g}": error for fraction, error in named}
+    known = {figure.name: figure.interval for figure in figures(method, number, protocol)}
+    for name in [name for name in row if name.startswith(_WITH_INTERVAL)]:
+        row[f"{name}_low"] = known[name].low if known else math.nan
+        row[f"{name}_high"] = known[name].high if known else math.nan
+    return row
 
 
-def _curves(methods: list[MethodResult]) -> pa.Table:
+def _differences(found: list[Difference]) -> pa.Table:
+    rows = [
+        {
+            "method": d.method,
+            "other": d.other,
+            "fmr": d.fmr,
+            "figure": d.figure,
+            "difference": d.value,
+            "low": d.interval.low,
+            "high": d.interval.high,
+            "verdict": d.verdict,
+        }
+        for d in found
+    ]
+    return pa.Table.from_pylist(rows, schema=_DIFFERENCES)
+
+
+def _verdicts(found: list[Difference], config: EvaluateConfig) -> list[dict[str, Any]]:
+    """Return what is said of the first method, by the area that the tables show."""
+    return [
+        {
+            "method": d.method,
+            "other": d.other,
+            "fmr": d.fmr,
+            "difference": d.value,
+            "low": d.interval.low,
+            "high": d.interval.high,
+            "verdict": d.verdict,
+        }
+        for d in found
+        if d.method == config.methods[0].name
+        and d.figure == f"normalised_pauc_{config.discard_limit:g}"
+    ]
+
+
+def _curves(methods: list[MethodResult], protocol: Protocol) -> pa.Table:
+    """Return all curves; with the ends of their intervals where these were computed."""
     parts = []
     for method in methods:
-        for a in method.assessments:
+        for number, a in enumerate(method.assessments):
             for curve, grid, errors in (
                 ("edc", EDC_DISCARD_FRACTIONS, a.edc),
+                ("fm_edc", EDC_DISCARD_FRACTIONS, a.fm_edc),
                 ("evrc", EVRC_DISCARD_FRACTIONS, a.evrc),
             ):
-                parts.append(
-                    pa.table(
-                        {
-                            "method": [method.name] * len(grid),
-                            "curve": [curve] * len(grid),
-                            "fmr": np.full(len(grid), a.fmr),
-                            "discard_fraction": grid,
-                            "fnmr": errors,
-                        }
-                    )
-                )
+                low, high = ends_on(grid, curve, method, number, protocol)
+                columns = {
+                    "method": [method.name] * len(grid),
+                    "curve": [curve] * len(grid),
+                    "fmr": np.full(len(grid), a.fmr),
+                    "discard_fraction": grid,
+                    "error": errors,
+                    "low": low,
+                    "high": high,
+                }
+                parts.append(pa.table(columns))
     return pa.concat_tables(parts)

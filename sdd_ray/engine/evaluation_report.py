@@ -1,6 +1,6 @@
 """Gather what the report of an evaluation shows: curves, tables, distributions, faces."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,9 @@ from sdd_ray.columns import IMAGE_ID, PSEUDO_LABEL
 from sdd_ray.core.assessment import EDC_DISCARD_FRACTIONS, Assessment
 from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS
 from sdd_ray.core.statistics import rank_correlation
-from sdd_ray.engine.evaluating import ComparedSet, MethodResult
+from sdd_ray.engine.assessing import MethodResult, protocol_of
+from sdd_ray.engine.differences import Difference, ends_on, figures
+from sdd_ray.engine.evaluating import ComparedSet
 from sdd_ray.formats.reading import Album
 from sdd_ray.formats.source import open_source
 from sdd_ray.report.curves import Curve, error_curves
@@ -40,15 +42,25 @@ def report_html(
     compared: ComparedSet,
     methods: list[MethodResult],
     results: Mapping[str, Any],
+    found: Sequence[Difference],
 ) -> str:
     """Return report.html as text.
+
+    Args:
+        config: The evaluation.
+        compared: Its comparisons.
+        methods: What came out.
+        results: Facts for the last table.
+        found: Differences of the methods.
 
     Raises:
         InputError: The labels, faces or severities cannot be read.
     """
     album = _album(config, compared)
     sections = [_worth(config, methods)]
-    sections += [_curves(methods, number) for number in range(len(config.fmr))]
+    if found:
+        sections.append(_better(config, found))
+    sections += [_curves(config, methods, number) for number in range(len(config.fmr))]
     if config.report.labels is not None:
         sections += _labels(config, compared, album)
     if album is not None:
@@ -79,7 +91,8 @@ def caution(config: EvaluateConfig) -> str:
 def _worth(config: EvaluateConfig, methods: list[MethodResult]) -> Section:
     first, point = methods[0], methods[0].assessments[0]
     fraction = percent(config.discard_fractions[-1])
-    before, after, area = point.evrc[0], point.table_evrc[-1], point.normalised_pauc.value
+    before, after = point.evrc[0], point.table_evrc[-1]
+    area = point.areas[config.discard_limit].normalised.value
     highlights = (
         Highlight(_shown(before, ".1%"), f"false non-matches at FMR {point.fmr:g}, all images"),
         Highlight(_shown(after, ".1%"), f"without the worst {fraction} by {first.name}"),
@@ -113,19 +126,20 @@ def _tables(config: EvaluateConfig, methods: list[MethodResult]) -> list[Table]:
         found = [(m, m.assessments[number]) for m in methods]
         achieved = found[0][1].point.achieved_fmr
         caption = f"FMR {fmr:g} (achieved {achieved:.3g})"
-        areas = [f"pAUC@{config.discard_limit:g}", "AOC", "not assessed"]
+        areas = [f"pAUC@{config.discard_limit:g}", "95 %", "AOC", "not assessed"]
         rows: list[list[Cell]] = [
             [
                 m.name,
                 *(100 * a.table_evrc).tolist(),
-                a.normalised_pauc.value,
+                a.areas[config.discard_limit].normalised.value,
+                _interval(config, m, number),
                 a.aoc.value,
                 m.num_failed,
             ]
             for m, a in found
         ]
         title = f"EVRC: FNMR in %, images discarded. {caption}"
-        tables.append(Table(["method", *heads, *areas], rows, title, _undefined(found)))
+        tables.append(Table(["method", *heads, *areas], rows, title, _undefined(config, found)))
         rows = [[m.name, *(100 * a.table_edc).tolist()] for m, a in found]
         tables.append(
             Table(["method", *heads], rows, f"EDC: FNMR in %, comparisons discarded. {caption}")
@@ -133,11 +147,50 @@ def _tables(config: EvaluateConfig, methods: list[MethodResult]) -> list[Table]:
     return tables
 
 
-def _undefined(found: list[tuple[MethodResult, Assessment]]) -> str:
+def _interval(config: EvaluateConfig, method: MethodResult, number: int) -> str | None:
+    """Return the ends of the interval of the area that tables show."""
+    wanted = f"normalised_pauc_{config.discard_limit:g}"
+    for figure in figures(method, number, protocol_of(config)):
+        if figure.name == wanted and not np.isnan(figure.interval.low):
+            return f"{figure.interval.low:.3f} to {figure.interval.high:.3f}"
+    return None
+
+
+def _better(config: EvaluateConfig, found: Sequence[Difference]) -> Section:
+    """Return the paired differences of the methods by the area that tables show."""
+    shown = [d for d in found if d.figure == f"normalised_pauc_{config.discard_limit:g}"]
+    rows: list[list[Cell]] = [
+        [
+            f"{d.method} and {d.other}",
+            d.fmr,
+            f"{d.value:+.3f}",
+            None
+            if np.isnan(d.interval.low)
+            else f"{d.interval.low:+.3f} to {d.interval.high:+.3f}",
+            {"better": f"{d.method} is better", "worse": f"{d.other} is better"}.get(
+                d.verdict, "no difference is shown"
+            ),
+        ]
+        for d in shown
+    ]
+    text = (
+        f"People are drawn with replacement {config.bootstrap.draws} times, and all figures are"
+        " computed again, the threshold too, for all methods on the same draws. The first method of"
+        " a pair is better where the whole interval of the difference is below zero."
+    )
+    heads = ["pair", "FMR", "difference", "95 % of the draws", "says"]
+    title = f"Differences of normalised pAUC@{config.discard_limit:g}"
+    return Section("Which is better", text, tables=[Table(heads, rows, title)])
+
+
+def _undefined(config: EvaluateConfig, found: list[tuple[MethodResult, Assessment]]) -> str:
     """Return in words why areas of a table are undefined, or nothing if none is."""
     methods: dict[tuple[str, str], list[str]] = {}
     for method, a in found:
-        for name, area in (("pAUC", a.normalised_pauc), ("AOC", a.aoc)):
+        for name, area in (
+            ("pAUC", a.areas[config.discard_limit].normalised),
+            ("AOC", a.aoc),
+        ):
             if area.reason:
                 methods.setdefault((name, area.reason), []).append(method.name)
     return " ".join(
@@ -145,18 +198,26 @@ def _undefined(found: list[tuple[MethodResult, Assessment]]) -> str:
     )
 
 
-def _curves(methods: list[MethodResult], number: int) -> Section:
+def _curves(config: EvaluateConfig, methods: list[MethodResult], number: int) -> Section:
     fmr = methods[0].assessments[number].fmr
-    figures = []
-    for title, grid, attribute, discarded in (
-        (f"EVRC at FMR {fmr:g}", EVRC_DISCARD_FRACTIONS, "evrc", "images"),
-        (f"EDC, threshold fixed at FMR {fmr:g}", EDC_DISCARD_FRACTIONS, "edc", "comparisons"),
+    drawn = []
+    for curve, title, grid, discarded in (
+        ("evrc", f"EVRC at FMR {fmr:g}", EVRC_DISCARD_FRACTIONS, config.discarded),
+        ("edc", f"EDC, threshold fixed at FMR {fmr:g}", EDC_DISCARD_FRACTIONS, "comparisons"),
     ):
         curves = [
-            Curve(m.name, m.kind, grid, getattr(m.assessments[number], attribute)) for m in methods
+            Curve(
+                m.name,
+                m.kind,
+                grid,
+                getattr(m.assessments[number], curve),
+                *(ends_on(grid, curve, m, number, protocol_of(config)) if m.draws else ()),
+            )
+            for m in methods
         ]
-        figures.append(error_curves(curves, title, stepped=attribute == "edc", discarded=discarded))
-    return Section(f"Curves at FMR {fmr:g}", figures=figures)
+        drawn.append(error_curves(curves, title, stepped=curve == "edc", discarded=discarded))
+    text = "Bands hold 95 % of the draws of people." if config.bootstrap.draws else ""
+    return Section(f"Curves at FMR {fmr:g}", text, figures=drawn)
 
 
 def _labels(config: EvaluateConfig, compared: ComparedSet, album: Album | None) -> list[Section]:

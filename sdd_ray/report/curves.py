@@ -29,12 +29,15 @@ class Curve:
         kind: What the quality is; decides colour, dashes and marker.
         discard_fractions: (K,) increasing, from 0.
         errors: (K,) error rates in [0, 1]; NaN where undefined, a gap in the line.
+        low, high: (K,) ends of the interval of each error, NaN where there is none; None: no band.
     """
 
     name: str
     kind: CurveKind
     discard_fractions: NDArray[np.floating[Any]]
     errors: NDArray[np.floating[Any]]
+    low: NDArray[np.floating[Any]] | None = None
+    high: NDArray[np.floating[Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,12 @@ def error_curves(
         )
     canvas, axes = new_axes(310, title)
     shown = [_thinned(curve, discard_limit) if stepped else curve for curve in curves]
+    for curve in curves:
+        _draw_band(axes, curve)
     for curve in shown:
         _draw_curve(axes, curve, stepped)
-    highest = max(float(np.nanmax(c.errors)) for c in shown if np.isfinite(c.errors).any())
+    drawn = [c.errors for c in shown] + [c.high for c in curves if c.high is not None]
+    highest = max(float(np.nanmax(values)) for values in drawn if np.isfinite(values).any())
     axes.set_ylim(0, 106 * highest if highest > 0 else 1)
     axes.set_xlim(0, 100 * discard_limit)
     axes.set_xlabel(f"{discarded} discarded (%)")
@@ -114,6 +120,22 @@ def _draw_curve(axes: Axes, curve: Curve, stepped: bool) -> None:
         marker="" if stepped else style.marker,
         markersize=4.5,
         zorder=2 + style.order / 10,
+    )
+
+
+def _draw_band(axes: Axes, curve: Curve) -> None:
+    """Draw where 95 % of the draws lie, straight between the discard fractions that have them."""
+    if curve.low is None or curve.high is None:
+        return
+    known = np.isfinite(curve.low) & np.isfinite(curve.high)
+    axes.fill_between(
+        100 * curve.discard_fractions[known],
+        100 * curve.low[known],
+        100 * curve.high[known],
+        color=_STYLES[curve.kind].colour,
+        alpha=0.13,
+        linewidth=0,
+        zorder=1.5,
     )
 
 

@@ -22,6 +22,7 @@ from sdd_ray.settings.common import (
     RecogniserConfig,
 )
 from sdd_ray.settings.evaluation import (
+    BootstrapConfig,
     ComparisonsConfig,
     DemoConfig,
     DrawConfig,
@@ -69,6 +70,7 @@ __all__ = [
     "AuditResources",
     "AuditThresholds",
     "AugmentConfig",
+    "BootstrapConfig",
     "ComparisonsConfig",
     "ComputeConfig",
     "DemoConfig",

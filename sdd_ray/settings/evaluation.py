@@ -3,7 +3,7 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from sdd_ray.settings.common import (
@@ -63,6 +63,16 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class BootstrapConfig:
+    """How sure the figures are: people are drawn with replacement, and all is computed again."""
+
+    draws: NonNegativeInt = 200
+    """Draws; the intervals hold 95 % of them. 0: no intervals, and no method is called better."""
+    seed: Seed = 0
+    """Draws the people."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluateConfig:
     """Evaluate qualities by error versus discard curves; tables, figures and report at `output`."""
 
@@ -78,7 +88,15 @@ class EvaluateConfig:
     discard_fractions: Annotated[tuple[OpenShare, ...], Field(min_length=1)] = (0.0, 0.1, 0.2, 0.3)
     """Columns of the tables, increasing."""
     discard_limit: Rate = 0.3
-    """Upper end of the normalised partial area."""
+    """Upper end of the normalised partial area that tables show."""
+    more_limits: tuple[Rate, ...] = (0.05, 0.2, 0.95)
+    """Further ends of partial areas, for summary.csv."""
+    pair_quality: Literal["minimum", "maximum", "mean"] = "minimum"
+    """Quality of a comparison from those of its two images. Only by the minimum is a threshold on
+    it one on images; the others need `discarded=comparisons`."""
+    discarded: Literal["images", "comparisons"] = "images"
+    """What the fractions of the EVRC are shares of."""
+    bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
     random_repeats: PositiveInt = 20
     """Random qualities that are averaged."""
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -92,6 +110,8 @@ class EvaluateConfig:
             raise ValueError(f"discard_fractions must increase, got {list(self.discard_fractions)}")
         if len(set(self.fmr)) < len(self.fmr):
             raise ValueError(f"fmr names a rate twice, got {list(self.fmr)}")
+        if self.pair_quality != "minimum" and self.discarded == "images":
+            raise ValueError(f"pair_quality={self.pair_quality} needs discarded=comparisons")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -61,8 +61,9 @@ def test_outputs(do_evaluate, tmp_path):
     status, out, _ = do_evaluate()
     assert status == 0
     output = Location(str(tmp_path / "evaluation"))
-    names = ["curves.csv", "curves.parquet", "manifest.json", "rejects.parquet", "report.html"]
-    assert sorted(output.names()) == [*names, "summary.csv", "summary.parquet"]
+    names = [f"{name}.{kind}" for name in ("curves", "differences") for kind in ("csv", "parquet")]
+    names += ["manifest.json", "rejects.parquet", "report.html", "summary.csv", "summary.parquet"]
+    assert sorted(output.names()) == names
 
     lines = out.splitlines()
     assert lines[0] == ("60 images of 12 identities, 120 mated and 1,650 nonmated comparisons")
@@ -78,8 +79,37 @@ def test_outputs(do_evaluate, tmp_path):
     # The table on the terminal shows the same numbers.
     assert f"{100 * known:8.2f}" in next(line for line in lines if line.startswith("known noise"))
     curves = read_parquet(output / "curves.parquet")
-    assert curves.num_rows == 2 * 2 * (96 + 20)
-    assert set(curves["curve"].to_pylist()) == {"edc", "evrc"}
+    assert curves.num_rows == 2 * 2 * (96 + 96 + 20)
+    assert set(curves["curve"].to_pylist()) == {"edc", "fm_edc", "evrc"}
+
+
+def test_what_is_said_of_methods_is_what_the_draws_say(do_evaluate, tmp_path):
+    methods = ", ".join(
+        f"{{name: {name}, path: {tmp_path}/noise.parquet, column: noise, kind: severity,"
+        f" sign: {sign}}}"
+        for name, sign in (("noise", -1), ("poor", 1))
+    )
+    _, out, _ = do_evaluate(f"methods=[{methods}]", "bootstrap.draws=60", "discard_limit=0.6")
+    said = [line for line in out.splitlines() if line.startswith("FMR 0.1: ")]
+    assert said[0].startswith("FMR 0.1: noise is better than poor, by pAUC@0.6 (-0.")
+    assert said[1].startswith("FMR 0.1: noise is better than random, by pAUC@0.6 (-0.")
+    table = read_parquet(Location(str(tmp_path / "evaluation" / "differences.parquet")))
+    of_poor = table.filter(pc.and_(pc.equal(table["method"], "poor"), pc.equal(table["fmr"], 0.1)))
+    areas = of_poor.filter(pc.equal(of_poor["figure"], "normalised_pauc_0.6")).to_pylist()
+    assert [(row["other"], row["verdict"]) for row in areas] == [("random", "worse")]
+    summary = pa_csv.read_csv(str(tmp_path / "evaluation" / "summary.csv")).to_pylist()[0]
+    name = "normalised_pauc_0.6"
+    assert summary[f"{name}_low"] < summary[name] < summary[f"{name}_high"] < 1
+    assert f"{summary[f'{name}_low']:.3f}..{summary[f'{name}_high']:.3f}" in out
+    assert "<td>noise is better</td>" in page_of(tmp_path)
+    assert "Bands hold 95 % of the draws" in page_of(tmp_path)
+
+
+def test_without_draws_nothing_is_called_better(do_evaluate, tmp_path):
+    _, out, _ = do_evaluate("bootstrap.draws=0")
+    assert "better than" not in out
+    assert "Which is better" not in page_of(tmp_path)
+    assert "Bands" not in page_of(tmp_path)
 
 
 def test_report_needs_nothing_from_elsewhere(do_evaluate, tmp_path):
@@ -170,13 +200,13 @@ def test_headings_are_the_fractions_of_their_columns(do_evaluate, tmp_path):
     status, out, _ = do_evaluate("discard_fractions=[0, 0.025, 0.12]")
     assert status == 0
     head = next(line.split() for line in out.splitlines() if "pAUC@" in line)
-    assert head == ["0%", "2.5%", "12%", "pAUC@0.3", "AOC"]
+    assert head == ["0%", "2.5%", "12%", "pAUC@0.3", "95", "%", "AOC"]
     assert re.findall(r'<th scope="col"[^>]*>([\d.]+%)', page_of(tmp_path))[:3] == head[:3]
     # Of sixty images one and seven leave: no point of the curves at 0, 5 and 10 per cent.
     summary = pa_csv.read_csv(str(tmp_path / "evaluation" / "summary.csv"))
     table = [summary[f"evrc_{f:g}"][0].as_py() for f in (0, 0.025, 0.12)]
     curve = read_parquet(Location(str(tmp_path / "evaluation" / "curves.parquet")))
-    points = curve.filter(pc.equal(curve["curve"], "evrc"))["fnmr"].to_pylist()
+    points = curve.filter(pc.equal(curve["curve"], "evrc"))["error"].to_pylist()
     assert table[0] == points[0]
     assert len({*table, points[1], points[2]}) == 5
 

@@ -16,7 +16,9 @@ import pyarrow as pa
 import pytest
 from made_datasets import Rows, write_embeddings
 
-from sdd_ray.engine.evaluating import compare_all, evaluate_methods, read_qualities
+from sdd_ray.engine.assessing import evaluate_methods
+from sdd_ray.engine.evaluating import compare_all
+from sdd_ray.engine.qualities import read_qualities
 from sdd_ray.errors import InputError
 from sdd_ray.settings import ComparisonsConfig, EvaluateConfig, MethodConfig
 from sdd_ray.store.dataset import open_dataset
@@ -77,7 +79,7 @@ def test_every_figure_by_hand(tmp_path):
     # At the fixed threshold two comparisons leave with a2 (a third of all), then two with b2.
     np.testing.assert_allclose(found.table_edc[[0, 3, 4, 5, 6]], figures)
     # Nothing leaves before a third: no use within the limit of 0.3.
-    assert found.normalised_pauc.value == pytest.approx(1.0)
+    assert found.areas[0.3].normalised.value == pytest.approx(1.0)
 
 
 def test_images_without_a_quality_leave_first(tmp_path):

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.integrate import quad
 
-from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS, Comparisons, ErrorDiscardCurve, evrc, fnm_edc
-from sdd_ray.core.edc_areas import aoc, normalised_pauc, pauc
+from sdd_ray.core.discarding import ErrorDiscardCurve
+from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS, Comparisons, evrc, fnm_edc
+from sdd_ray.core.edc_areas import aoc, best_pauc, normalised_pauc, pauc
 
 
 def _curve(fractions, errors):
@@ -147,3 +149,29 @@ def test_an_undefined_point_before_the_limit_makes_the_area_undefined_and_is_nam
 def test_limits_out_of_range_are_refused(limit):
     with pytest.raises(ValueError, match=r"discard limit in \(0, 1\], got"):
         pauc(_curve([0], [0.1]), limit)
+
+
+@pytest.mark.parametrize("error", [0.0, 0.003, 0.2, 0.9, 1.0])
+@pytest.mark.parametrize("limit", [0.05, 0.3, 0.95])
+def test_best_area_is_the_integral_of_the_curve_that_knows_the_errors(error, limit):
+    def remaining(discarded):
+        return (error - discarded) / (1 - discarded) if discarded < error else 0.0
+
+    expected, _ = quad(remaining, 0, limit, points=[min(error, limit)])
+    assert best_pauc(_curve([0], [error]), limit).value == pytest.approx(expected, abs=1e-9)
+
+
+def test_no_quality_is_better_than_the_best():
+    rng = np.random.default_rng(0)
+    similarities = rng.random(50_000)
+    knows = fnm_edc(Comparisons(similarities, similarities), 0.2)
+    best = best_pauc(knows, 0.3).value
+    assert best <= pauc(knows, 0.3).value == pytest.approx(best, abs=1e-4)
+    guesses = fnm_edc(Comparisons(similarities, similarities + rng.random(50_000)), 0.2)
+    assert pauc(guesses, 0.3).value > best + 0.001
+
+
+def test_best_area_of_an_undefined_curve():
+    assert best_pauc(_curve([0], [math.nan]), 0.3).reason == (
+        "the error rate is undefined at discard fraction 0"
+    )
