@@ -25,7 +25,7 @@ from sdd_ray.core.resampling import (
 )
 from sdd_ray.engine.evaluating import ComparedSet
 from sdd_ray.engine.progress import Progress
-from sdd_ray.engine.qualities import read_qualities
+from sdd_ray.engine.qualities import Qualities, read_qualities
 from sdd_ray.errors import InputError
 from sdd_ray.report.curves import CurveKind
 from sdd_ray.settings import EvaluateConfig
@@ -43,7 +43,7 @@ class MethodResult:
     Attributes:
         name: Name of the method.
         kind: What its values are, see `sdd_ray.settings.MethodConfig`, or random.
-        qualities: (N,) quality of each image, larger is better, NaN where it failed.
+        read: The quality of each image, and how many have none.
         assessments: One for each false match rate.
         draws: Its figures in every draw of the people, (B, ...); None of random, whose expectation
             is known, and where nothing was drawn.
@@ -51,14 +51,14 @@ class MethodResult:
 
     name: str
     kind: CurveKind
-    qualities: Floats
+    read: Qualities
     assessments: list[Assessment]
     draws: DrawnFigures | None = None
 
     @property
-    def num_failed(self) -> int:
-        """Images without a quality."""
-        return int(np.isnan(self.qualities).sum())
+    def qualities(self) -> Floats:
+        """(N,) quality of each image, larger is better, NaN where it failed."""
+        return self.read.values
 
 
 def protocol_of(config: EvaluateConfig) -> Protocol:
@@ -81,7 +81,8 @@ def evaluate_methods(config: EvaluateConfig, compared: ComparedSet) -> list[Meth
             nonmated comparisons than there are.
     """
     _check_rates(config, len(compared.nonmated.similarities))
-    given = [read_qualities(method, compared.image_ids) for method in config.methods]
+    read = [read_qualities(method, compared.image_ids) for method in config.methods]
+    given = [qualities.values for qualities in read]
     protocol = protocol_of(config)
     sides = ray.put(ComparedSides.of(compared.mated, compared.nonmated, config.fmr))
     assessments = _assessments(sides, [*([q] for q in given), _random(config, compared)], protocol)
@@ -89,10 +90,11 @@ def evaluate_methods(config: EvaluateConfig, compared: ComparedSet) -> list[Meth
     results = [
         MethodResult(method.name, method.kind, qualities, found, drawn)
         for method, qualities, found, drawn in zip(
-            config.methods, given, assessments[:-1], draws, strict=True
+            config.methods, read, assessments[:-1], draws, strict=True
         )
     ]
-    results.append(MethodResult(RANDOM, RANDOM, _random(config, compared)[0], assessments[-1]))
+    random = Qualities(_random(config, compared)[0], 0, 0, 0)
+    results.append(MethodResult(RANDOM, RANDOM, random, assessments[-1]))
     return results
 
 

@@ -156,7 +156,9 @@ def _summary_row(
     row: dict[str, Any] = {
         "method": method.name,
         "kind": method.kind,
-        "failed": method.num_failed,
+        "failed": method.read.failed,
+        "missing": method.read.missing,
+        "unknown": method.read.unknown,
         "fmr": found.fmr,
         "achieved_fmr": found.point.achieved_fmr,
         "threshold": found.point.threshold,

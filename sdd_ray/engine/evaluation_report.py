@@ -126,7 +126,7 @@ def _tables(config: EvaluateConfig, methods: list[MethodResult]) -> list[Table]:
         found = [(m, m.assessments[number]) for m in methods]
         achieved = found[0][1].point.achieved_fmr
         caption = f"FMR {fmr:g} (achieved {achieved:.3g})"
-        areas = [f"pAUC@{config.discard_limit:g}", "95 %", "AOC", "not assessed"]
+        areas = [f"pAUC@{config.discard_limit:g}", "95 %", "AOC", "failed", "missing"]
         rows: list[list[Cell]] = [
             [
                 m.name,
@@ -134,7 +134,8 @@ def _tables(config: EvaluateConfig, methods: list[MethodResult]) -> list[Table]:
                 a.areas[config.discard_limit].normalised.value,
                 _interval(config, m, number),
                 a.aoc.value,
-                m.num_failed,
+                m.read.failed,
+                m.read.missing,
             ]
             for m, a in found
         ]

@@ -25,10 +25,15 @@ class MethodConfig:
     name: Text
     """Name in tables and figures."""
     path: Text
-    """Dataset with image_id and the values: qualities, labels, embeddings, or any Parquet."""
+    """Dataset with image_id and the values: qualities, labels, embeddings, any Parquet, a .csv or
+    .tsv (separated by comma, semicolon or tab), or a .txt of lines `path score`."""
     column: Text = "quality"
     """Column of the values, larger is better. Null and NaN count as failed to assess, and so does
     -1 in a column of integers."""
+    key: Text = "image_id"
+    """Column that names the image, such as Filename in the tables of OFIQ."""
+    root: Text | None = None
+    """Folder that the names begin with and image_ids do not: it is taken off."""
     kind: Literal["model", "label", "severity", "norm", "oracle"] = "model"
     """What the values are; decides how their curve is drawn."""
     sign: Literal[1, -1] = 1

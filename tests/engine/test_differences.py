@@ -10,9 +10,11 @@ from sdd_ray.core.comparisons import compare_tile
 from sdd_ray.core.resampling import DrawnFigures, interval
 from sdd_ray.engine.assessing import MethodResult
 from sdd_ray.engine.differences import differences, ends_on, figures
+from sdd_ray.engine.qualities import Qualities
 
 PROTOCOL = Protocol((0.2, 0.1), (0.3, 0.95), (0.0, 0.12))
 DRAWS = 200
+NONE = Qualities(np.zeros(40), 0, 0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def method(name, assessments, shift=0.0, spread=0.1, noise=None):
     areas = np.broadcast_to((0.8 + shift + spread * noise)[:, None, None], (DRAWS, 2, 2))
     aocs = np.broadcast_to((0.4 - shift - spread * noise)[:, None], (DRAWS, 2))
     draws = DrawnFigures(rates, rates, areas, aocs)
-    return MethodResult(name, "model", np.zeros(40), assessments, draws)
+    return MethodResult(name, "model", NONE, assessments, draws)
 
 
 def verdicts(methods):
@@ -80,7 +82,7 @@ def test_undefined_draws_decide_nothing(assessments):
 
 
 def test_without_draws_nothing_is_compared(assessments):
-    plain = MethodResult("a", "model", np.zeros(40), assessments)
+    plain = MethodResult("a", "model", NONE, assessments)
     assert figures(plain, 0, PROTOCOL) == []
     assert differences([plain, plain], PROTOCOL) == []
     assert np.isnan(ends_on(PROTOCOL.grid, "evrc", plain, 0, PROTOCOL)).all()

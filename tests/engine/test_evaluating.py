@@ -65,8 +65,8 @@ def test_every_figure_by_hand(tmp_path):
     fractions = (0, 0.16, 0.17, 0.33, 0.34, 0.66, 0.67)
     quality = write_qualities(tmp_path / "q.parquet", GOOD)
     method, random = evaluated(tmp_path, quality, discard_fractions=fractions)
-    assert (method.name, method.kind, method.num_failed) == ("q", "model", 0)
-    assert (random.name, random.kind, random.num_failed) == ("random", "random", 0)
+    assert (method.name, method.kind, method.read.failed) == ("q", "model", 0)
+    assert (random.name, random.kind, random.read.failed) == ("random", "random", 0)
     (found,) = method.assessments
     # 0.25 of 9 are 2: the third of 0.94, 0.87, 0.87, ... is the threshold.
     assert found.point.threshold == pytest.approx(math.cos(math.radians(30)))
@@ -86,7 +86,8 @@ def test_images_without_a_quality_leave_first(tmp_path):
     missing = {k: v for k, v in GOOD.items() if k != "a0"} | {"b0": math.nan, "not compared": 1.0}
     quality = write_qualities(tmp_path / "q.parquet", missing)
     method, _ = evaluated(tmp_path, quality, discard_fractions=(0, 0.33, 0.34))
-    assert method.num_failed == 2
+    read = method.read
+    assert (read.failed, read.missing, read.unknown) == (1, 1, 1)
     assert np.isnan(method.qualities).tolist() == [True, False, False, True, False, False]
     (found,) = method.assessments
     # a0 and b0 leave together, when two of six may; then 1 of 4 nonmated ones may be above: 0.87,
@@ -97,18 +98,22 @@ def test_images_without_a_quality_leave_first(tmp_path):
 def test_minus_one_and_null_are_failures_and_small_is_good_by_sign(tmp_path):
     values = {**GOOD, "a0": -1, "b0": None}
     method = write_qualities(tmp_path / "q.parquet", {k: v and int(v) for k, v in values.items()})
-    np.testing.assert_array_equal(read_qualities(method, IDS), [np.nan, 80, 1, np.nan, 85, 2])
+    np.testing.assert_array_equal(
+        read_qualities(method, IDS).values, [np.nan, 80, 1, np.nan, 85, 2]
+    )
     poor = MethodConfig(name="q", path=method.path, sign=-1)
-    np.testing.assert_array_equal(read_qualities(poor, IDS), [np.nan, -80, -1, np.nan, -85, -2])
+    np.testing.assert_array_equal(
+        read_qualities(poor, IDS).values, [np.nan, -80, -1, np.nan, -85, -2]
+    )
     other = write_qualities(tmp_path / "o.parquet", {"a0": -1, "a1": 7}, "UnifiedQualityScore")
-    np.testing.assert_array_equal(read_qualities(other, IDS[:2]), [np.nan, 7])
+    np.testing.assert_array_equal(read_qualities(other, IDS[:2]).values, [np.nan, 7])
 
 
 def test_negative_scores_of_other_programs_are_scores(tmp_path):
     floats = write_qualities(tmp_path / "f.parquet", {"a0": -1.0, "a1": -0.5, "a2": math.nan})
-    np.testing.assert_array_equal(read_qualities(floats, IDS[:3]), [-1, -0.5, np.nan])
+    np.testing.assert_array_equal(read_qualities(floats, IDS[:3]).values, [-1, -0.5, np.nan])
     integers = write_qualities(tmp_path / "i.parquet", {"a0": -7, "a1": -1, "a2": 3})
-    np.testing.assert_array_equal(read_qualities(integers, IDS[:3]), [-7, np.nan, 3])
+    np.testing.assert_array_equal(read_qualities(integers, IDS[:3]).values, [-7, np.nan, 3])
 
 
 def test_comparisons_are_of_the_part_asked_for(tmp_path):
@@ -170,10 +175,24 @@ def test_files_of_other_programs(tmp_path):
     table = pa.table({"image_id": pa.array(IDS, pa.large_string()), "quality": range(6)})
     file.write_bytes(parquet_bytes(table))
     method = MethodConfig(name="q", path=str(file))
-    np.testing.assert_array_equal(read_qualities(method, IDS), np.arange(6))
+    np.testing.assert_array_equal(read_qualities(method, IDS).values, np.arange(6))
     file.write_bytes(parquet_bytes(table.set_column(1, "quality", [["good"] * 6])))
     with pytest.raises(InputError, match=r"q\.parquet: expected text in image_id, numbers in qual"):
         read_qualities(method, IDS)
+
+
+def test_scores_as_text_below_a_folder(tmp_path):
+    file = tmp_path / "q.txt"
+    file.write_text("/faces/a0 5\n/faces/b2 nan\nelsewhere 1\n")
+    method = MethodConfig(name="q", path=str(file), root="/faces/")
+    found = read_qualities(method, IDS)
+    np.testing.assert_array_equal(found.values, [5, *[np.nan] * 5])
+    assert (found.failed, found.missing, found.unknown) == (1, 4, 1)
+    with pytest.raises(InputError, match=r"no key begins with methods\.root=/other"):
+        read_qualities(MethodConfig(name="q", path=str(file), root="/other"), IDS)
+    named = r"they are named like a0, its images like /faces/a0; see methods\.root"
+    with pytest.raises(InputError, match=named):
+        read_qualities(MethodConfig(name="q", path=str(file)), IDS)
 
 
 def test_an_image_named_twice(tmp_path):
