@@ -18,25 +18,45 @@ def run(config: EvaluateConfig) -> None:
     from sdd_ray.engine.assessing import evaluate_methods
     from sdd_ray.engine.evaluating import compare_all
     from sdd_ray.engine.evaluation_output import REPORT, publish, terminal_table
+    from sdd_ray.engine.listed import compare_listed
     from sdd_ray.engine.session import session
-    from sdd_ray.store.dataset import content_digest, open_dataset
+    from sdd_ray.store.dataset import open_dataset
     from sdd_ray.store.location import output_location
     from sdd_ray.store.run import OutputRun
 
-    embeddings = open_dataset(config.embeddings, ["embed"])
-    read: dict[str, str | None] = {f"methods.{m.name}": m.path for m in config.methods}
-    read["comparisons.splits"] = config.comparisons.splits
-    read |= {"report.labels": config.report.labels, "report.severity": config.report.severity}
-    inputs = {name: content_digest(path) for name, path in read.items() if path is not None}
-    inputs["embeddings"] = embeddings.digest
+    embeddings = open_dataset(config.embeddings, ["embed"]) if config.embeddings else None
+    inputs = _inputs(config)
+    if embeddings is not None:
+        inputs["embeddings"] = embeddings.digest
     output = OutputRun(output_location(config.output), "evaluate", config, inputs)
     if not output.is_complete:
         with session(config.ray):
-            compared = compare_all(embeddings, config.comparisons)
+            if embeddings is None or config.comparisons.is_listed:
+                compared = compare_listed(embeddings, config.comparisons)
+            else:
+                compared = compare_all(embeddings, config.comparisons)
             methods = evaluate_methods(config, compared)
         publish(config, compared, methods, output)
     sys.stdout.write(terminal_table(output.output) + "\n")
     sys.stdout.write(f"report: {(output.output / REPORT).uri}\n")
+
+
+def _inputs(config: EvaluateConfig) -> dict[str, str]:
+    """Return digests of all files that are read besides the embeddings."""
+    from sdd_ray.formats.comparisons import digest_of_comparisons, read_comparisons
+    from sdd_ray.store.dataset import content_digest
+
+    chosen = config.comparisons
+    read: dict[str, str | None] = {f"methods.{m.name}": m.path for m in config.methods}
+    read |= {"comparisons.splits": chosen.splits, "comparisons.scored": chosen.scored}
+    read |= {"report.labels": config.report.labels, "report.severity": config.report.severity}
+    if chosen.templates is not None:
+        read["comparisons.templates.images"] = chosen.templates.images
+        read["comparisons.templates.pairs"] = chosen.templates.pairs
+    inputs = {name: content_digest(path) for name, path in read.items() if path is not None}
+    if chosen.pairs is not None:
+        inputs["comparisons.pairs"] = digest_of_comparisons(read_comparisons(chosen.pairs))
+    return inputs
 
 
 if __name__ == "__main__":

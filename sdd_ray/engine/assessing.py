@@ -23,12 +23,13 @@ from sdd_ray.core.resampling import (
     stacked,
     subject_draw,
 )
+from sdd_ray.core.templates import template_qualities
 from sdd_ray.engine.evaluating import ComparedSet
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.qualities import Qualities, read_qualities
 from sdd_ray.errors import InputError
 from sdd_ray.report.curves import CurveKind
-from sdd_ray.settings import EvaluateConfig
+from sdd_ray.settings import EvaluateConfig, MethodConfig
 
 RANDOM: Literal["random"] = "random"
 _DRAWS_PER_TASK = 10
@@ -81,7 +82,7 @@ def evaluate_methods(config: EvaluateConfig, compared: ComparedSet) -> list[Meth
             nonmated comparisons than there are.
     """
     _check_rates(config, len(compared.nonmated.similarities))
-    read = [read_qualities(method, compared.image_ids) for method in config.methods]
+    read = [_read(method, compared) for method in config.methods]
     given = [qualities.values for qualities in read]
     protocol = protocol_of(config)
     sides = ray.put(ComparedSides.of(compared.mated, compared.nonmated, config.fmr))
@@ -96,6 +97,16 @@ def evaluate_methods(config: EvaluateConfig, compared: ComparedSet) -> list[Meth
     random = Qualities(_random(config, compared)[0], 0, 0, 0)
     results.append(MethodResult(RANDOM, RANDOM, random, assessments[-1]))
     return results
+
+
+def _read(method: MethodConfig, compared: ComparedSet) -> Qualities:
+    """Return the qualities of the images, or those of the templates that they make."""
+    members = compared.members
+    if members is None:
+        return read_qualities(method, compared.image_ids)
+    of_images = read_qualities(method, members.image_ids)
+    values = template_qualities(of_images.values, members.templates, len(compared.image_ids))
+    return Qualities(values, of_images.failed, of_images.missing, of_images.unknown)
 
 
 def _check_rates(config: EvaluateConfig, made: int) -> None:

@@ -1,7 +1,7 @@
 """Compare the images of a set with each other on Ray."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -22,24 +22,41 @@ from sdd_ray.store.run import INCOMPLETE, MANIFEST
 _ROWS_PER_TILE = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Members:
+    """The images of templates.
+
+    Attributes:
+        image_ids: (I,) keys; an image may be in several templates.
+        templates: (I,) number of the template of each.
+    """
+
+    image_ids: list[str]
+    templates: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
 class ComparedSet:
     """The images of an evaluation and their comparisons.
 
     Attributes:
-        image_ids: (N,) sorted keys.
+        image_ids: (N,) sorted keys; names of templates where `members` is given.
         codes: (N,) number of the identity of each image.
-        unit: (N, D) embeddings of unit length.
+        unit: (N, D) embeddings of unit length; None where similarities were given.
         mated, nonmated: Comparisons made.
         num_nonmated: Nonmated comparisons there are; fewer may have been made.
+        members: What the templates consist of, or None.
+        counts: What was left out, by reason.
     """
 
     image_ids: list[str]
     codes: NDArray[np.int64]
-    unit: NDArray[np.float32]
+    unit: NDArray[np.float32] | None
     mated: ComparedPairs
     nonmated: ComparedPairs
     num_nonmated: int
+    members: Members | None = None
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 def compare_all(dataset: Dataset, config: ComparisonsConfig) -> ComparedSet:

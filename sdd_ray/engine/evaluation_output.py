@@ -55,13 +55,16 @@ def publish(
         "mated_comparisons": len(compared.mated.similarities),
         "nonmated_comparisons": len(compared.nonmated.similarities),
         "nonmated_comparisons_possible": compared.num_nonmated,
+        "left_out": compared.counts,
         "discard_fractions": list(config.discard_fractions),
         "discard_limit": config.discard_limit,
         "draws": config.bootstrap.draws,
         "summary": rows,
         "verdicts": _verdicts(found, config),
     }
-    html = report_html(config, compared, methods, {**results, **versions()}, found)
+    html = report_html(
+        config, compared, methods, {**results, **compared.counts, **versions()}, found
+    )
     (run.output / REPORT).write_bytes(html.encode())
     results["caution"] = caution(config)
     tables = {
@@ -90,7 +93,8 @@ def terminal_table(output: Location) -> str:
     lines = [
         f"{results['images']:,} images of {results['identities']:,} identities,"
         f" {results['mated_comparisons']:,} mated and {results['nonmated_comparisons']:,} nonmated"
-        " comparisons"
+        " comparisons",
+        *(f"{reason}: {count:,}" for reason, count in results["left_out"].items()),
     ]
     for fmr in sorted({row["fmr"] for row in results["summary"]}, reverse=True):
         lines += ["", f"FNMR in % at FMR {fmr:g}, images discarded:", f"{'':<{width}}{head}"]

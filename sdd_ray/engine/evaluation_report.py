@@ -234,11 +234,11 @@ def _labels(config: EvaluateConfig, compared: ComparedSet, album: Album | None) 
             figures=[label_histogram(labels, f"All {len(labels):,} labelled images.")],
         )
     ]
-    if album is None:
+    if album is None or compared.unit is None:
         return sections
     own = _joined(compared, table, labels)
     images = [
-        _similarities(name, compared, own, album, rank)
+        _similarities(name, compared, compared.unit, own, album, rank)
         for name, rank in (("good", _GOOD), ("poor", _POOR))
     ]
     shown = [image for image in images if image is not None]
@@ -253,6 +253,7 @@ def _labels(config: EvaluateConfig, compared: ComparedSet, album: Album | None) 
 def _similarities(
     name: str,
     compared: ComparedSet,
+    unit: NDArray[np.float32],
     labels: NDArray[np.float64],
     album: Album,
     rank: float,
@@ -272,7 +273,7 @@ def _similarities(
             break
     if face is None:
         return None
-    similarities = compared.unit @ compared.unit[row]
+    similarities = unit @ unit[row]
     same = compared.codes == compared.codes[row]
     others = same.copy()
     others[row] = False

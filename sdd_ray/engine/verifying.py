@@ -58,13 +58,13 @@ def compare(dataset: Dataset, comparisons: pa.Table) -> Verification:
     """
     columns = [comparisons[name].combine_chunks() for name in ("image_id_a", "image_id_b")]
     wanted = pc.unique(pa.concat_arrays(columns))
-    ids, unit, reasons = _read(dataset, wanted)
+    ids, unit, reasons = read_images(dataset, wanted)
     rows_a, rows_b = (pc.index_in(column, ids) for column in columns)
     is_made = pc.and_(rows_a.is_valid(), rows_b.is_valid())
     made = comparisons.filter(is_made)
     _check(made, wanted, dataset)
     first, second = (np.asarray(rows.filter(is_made), dtype=np.int64) for rows in (rows_a, rows_b))
-    similarity = pa.array(_similarities(unit, first, second))
+    similarity = pa.array(similarities_of(unit, first, second))
     return Verification(
         made.append_column(SIMILARITY, similarity),
         _rejects(comparisons.filter(pc.invert(is_made)), ids, reasons),
@@ -146,10 +146,14 @@ def figures_text(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _read(
+def read_images(
     dataset: Dataset, wanted: pa.Array
 ) -> tuple[pa.Array, NDArray[np.float32], dict[str, str]]:
-    """Return keys and unit embeddings of the wanted images, and why others have none."""
+    """Return keys and unit embeddings of the wanted images, and why others have none.
+
+    Raises:
+        InputError: An image has two embeddings, or a file is damaged.
+    """
     parts = []
     for file in dataset.files:
         table = read_parquet(file, [IMAGE_ID, EMBEDDING])
@@ -189,7 +193,7 @@ def _check(made: pa.Table, wanted: pa.Array, dataset: Dataset) -> None:
         raise InputError(f"{uri}: all {len(mated):,} comparisons are in one fold, two are needed")
 
 
-def _similarities(
+def similarities_of(
     unit: NDArray[np.float32], first: NDArray[np.int64], second: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return the cosine of each pair of rows, summed in float64."""

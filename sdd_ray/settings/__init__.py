@@ -29,6 +29,7 @@ from sdd_ray.settings.evaluation import (
     EvaluateConfig,
     MethodConfig,
     ReportConfig,
+    TemplatesConfig,
 )
 from sdd_ray.settings.labelling import (
     AllPairsConfig,
@@ -106,6 +107,7 @@ __all__ = [
     "SyntheticConfig",
     "TFRecordConfig",
     "TarConfig",
+    "TemplatesConfig",
     "TrainConfig",
     "TrainResources",
     "TrimConfig",

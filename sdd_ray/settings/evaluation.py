@@ -16,6 +16,7 @@ from sdd_ray.settings.common import (
 )
 from sdd_ray.settings.source import SourceConfig, SyntheticConfig
 from sdd_ray.settings.training import OptimiserConfig
+from sdd_ray.settings.verification import PairsConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -41,8 +42,32 @@ class MethodConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class TemplatesConfig:
+    """Templates of several images, as of IJB-B and IJB-C."""
+
+    images: Text
+    """File of lines `image template medium`, such as ijbc_face_tid_mid.txt."""
+    pairs: Text
+    """File of lines `template template label`, such as ijbc_template_pair_label.txt."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ComparisonsConfig:
-    """Which comparisons of the embeddings are made."""
+    """Which comparisons are made: all of the embeddings, or those of one list.
+
+    A list says which comparisons are mated. People, of whom the intervals are drawn, are the
+    identities of the embeddings if all compared images have one, else those that mated comparisons
+    connect.
+    """
+
+    pairs: PairsConfig | None = None
+    """A list of pairs of images, as for verify."""
+    templates: TemplatesConfig | None = None
+    """A list of pairs of templates. Frames of a medium are averaged, media summed; the quality of a
+    template is the mean of those of its images."""
+    scored: Text | None = None
+    """Parquet or .csv of comparisons with their similarities, of any recogniser: image_id_a,
+    image_id_b, mated, similarity. `embeddings` is then left out."""
 
     splits: Text | None = None
     """splits.parquet of a model folder; only identities of `part` are compared. Null: all."""
@@ -53,6 +78,17 @@ class ComparisonsConfig:
     random. Null: all."""
     seed: Seed = 0
     """Draws the nonmated comparisons."""
+
+    def __post_init__(self) -> None:
+        lists = ("splits", "pairs", "templates", "scored")
+        given = [f"comparisons.{name}" for name in lists if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"one list is enough, got {' and '.join(given)}")
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether a list names the comparisons."""
+        return any(given is not None for given in (self.pairs, self.templates, self.scored))
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -81,8 +117,9 @@ class BootstrapConfig:
 class EvaluateConfig:
     """Evaluate qualities by error versus discard curves; tables, figures and report at `output`."""
 
-    embeddings: Text
-    """Dataset written by embed: the recogniser whose errors a quality should predict."""
+    embeddings: Text | None = None
+    """Dataset written by embed: the recogniser whose errors a quality should predict. Needed unless
+    `comparisons.scored` is given."""
     output: Text
     """Folder of the results."""
     methods: Annotated[tuple[MethodConfig, ...], Field(min_length=1)]
@@ -108,6 +145,8 @@ class EvaluateConfig:
     ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
+        if (self.embeddings is None) == (self.comparisons.scored is None):
+            raise ValueError("give either embeddings or comparisons.scored")
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names) or "random" in names:
             raise ValueError(f"methods need names of their own, and not `random`; got {names}")

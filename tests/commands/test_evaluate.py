@@ -311,3 +311,28 @@ def test_a_report_without_any_face_label_or_severity_says_so(do_evaluate, tmp_pa
     some = write_labels_and_severity(tmp_path / "l.parquet", rows, noise, np.arange(60) < 40)
     assert do_evaluate(*some, f"output={tmp_path}/b/evaluation")[0] == 0
     assert "40 images, one panel per degradation" in page_of(tmp_path / "b")
+
+
+def test_given_similarities_need_no_embeddings(do_evaluate, tmp_path):
+    rows, _ = made_rows()
+    similarities = rows.embeddings @ rows.embeddings.T
+    pairs = [(a, b) for a in range(60) for b in range(a)]
+    ids = np.array(rows.image_ids)
+    table = {
+        "image_id_a": ids[[a for a, _ in pairs]],
+        "image_id_b": ids[[b for _, b in pairs]],
+        "mated": [bool(rows.codes[a] == rows.codes[b]) for a, b in pairs],
+        "similarity": [similarities[pair] for pair in pairs],
+    }
+    pa_csv.write_csv(pa.table(table), str(tmp_path / "scored.csv"))
+    scored = f"comparisons.scored={tmp_path}/scored.csv"
+    _, wanted, _ = do_evaluate()
+    status, out, err = do_evaluate("embeddings=null", scored, f"output={tmp_path}/scored")
+    assert (status, "error" in err) == (0, False)
+    assert out.splitlines()[:-1] == wanted.splitlines()[:-1]
+    status, _, err = do_evaluate(scored)
+    assert status == 2
+    assert "give either embeddings or comparisons.scored" in err
+    status, _, err = do_evaluate("embeddings=null", scored, "comparisons.splits=s.parquet")
+    assert status == 2
+    assert "one list is enough, got comparisons.splits and comparisons.scored" in err

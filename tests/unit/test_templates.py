@@ -1,0 +1,40 @@
+"""Templates: frames are averaged, media summed, in any order of the images."""
+
+import numpy as np
+
+from sdd_ray.core.templates import average_templates, template_qualities
+
+
+def by_loops(unit, templates, media, number):
+    rows = []
+    for template in range(number):
+        total = np.zeros(unit.shape[1])
+        for medium in sorted(set(media[templates == template].tolist())):
+            total += unit[(templates == template) & (media == medium)].mean(axis=0)
+        rows.append(total / np.linalg.norm(total))
+    return np.array(rows)
+
+
+def test_average_equals_loops_in_any_order():
+    rng = np.random.default_rng(0)
+    unit = rng.standard_normal((200, 8)).astype(np.float32)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    templates = np.concatenate([np.arange(30), rng.integers(0, 30, 170)])
+    media = rng.integers(-3, 4, 200)
+    found = average_templates(unit, templates, media, 30)
+    np.testing.assert_allclose(found, by_loops(unit, templates, media, 30), atol=1e-6)
+    order = rng.permutation(200)
+    mixed = average_templates(unit[order], templates[order], media[order], 30)
+    np.testing.assert_allclose(found, mixed, atol=1e-6)
+
+
+def test_a_video_counts_as_much_as_a_picture():
+    unit = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32)
+    found = average_templates(unit, np.zeros(4, np.int64), np.array([7, 7, 7, 8]), 1)
+    np.testing.assert_allclose(found, [[0.5**0.5, 0.5**0.5]], atol=1e-6)
+
+
+def test_quality_is_the_mean_of_the_images_that_have_one():
+    qualities = np.array([1.0, np.nan, 4.0, np.nan, 9.0, 5.0])
+    found = template_qualities(qualities, np.array([0, 0, 1, 2, 1, 1]), 4)
+    np.testing.assert_array_equal(found, [1.0, 6.0, np.nan, np.nan])
