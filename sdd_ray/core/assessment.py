@@ -3,13 +3,15 @@
 Shapes: N images, M mated and K nonmated comparisons, F discard fractions, L discard limits.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sdd_ray.core.advice import Advice, RankCounts, advise_discard, advise_fnmr
 from sdd_ray.core.comparisons import ComparedPairs
 from sdd_ray.core.discarding import (
     ErrorDiscardCurve,
@@ -30,6 +32,7 @@ EDC_DISCARD_FRACTIONS: NDArray[np.float64] = np.arange(96) / 100
 EDC_DISCARD_FRACTIONS.setflags(write=False)
 
 PairQuality = Literal["minimum", "maximum", "mean"]
+Weights = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class Protocol:
         pair_quality: From the qualities of two images to that of their comparison. Only by the
             minimum are the comparisons below a quality those of the images below it.
         discarded: What the fractions of the EVRC are shares of. Images go with the minimum only.
+        advice_discards: Shares of the images to advise quality thresholds for, in [0, 1).
+        advice_fnmrs: False non-match rates to advise them for, in [0, 1). Advice is for the minimum
+            only.
     """
 
     fmrs: tuple[float, ...]
@@ -50,6 +56,8 @@ class Protocol:
     fractions: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3)
     pair_quality: PairQuality = "minimum"
     discarded: Literal["images", "comparisons"] = "images"
+    advice_discards: tuple[float, ...] = ()
+    advice_fnmrs: tuple[float, ...] = ()
 
     @property
     def grid(self) -> NDArray[np.float64]:
@@ -124,6 +132,8 @@ class Assessment:
         table_evrc: (F,) the EVRC at exactly the fractions asked for.
         areas: Under the EDC, for each discard limit.
         aoc: The paper's area over the EVRC on its grid, higher is better.
+        advice: Quality thresholds, first those for the protocol's `advice_discards`, then those for
+            its `advice_fnmrs`; none by other pair qualities than the minimum.
     """
 
     fmr: float
@@ -136,6 +146,7 @@ class Assessment:
     table_evrc: NDArray[np.float64]
     areas: dict[float, LimitArea]
     aoc: Area
+    advice: tuple[Advice, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,10 +210,46 @@ def assess(
     ranked = rank_sides(sides, qualities, protocol)
     points = sides.points(protocol.fmrs)
     solved = _evrc(sides, ranked, protocol)
-    return [
+    found = [
         _assessment(fixed, moving, point, protocol)
         for fixed, moving, point in zip(_edcs(sides, ranked, points), solved, points, strict=True)
     ]
+    if protocol.pair_quality != "minimum":
+        return found
+    return [
+        replace(part, advice=advise(rank_counts(sides, ranked, point.threshold), protocol))
+        for part, point in zip(found, points, strict=True)
+    ]
+
+
+def rank_counts(
+    sides: ComparedSides, ranked: RankedSides, threshold: float, weights: Weights | None = None
+) -> RankCounts:
+    """Return images, mated comparisons and false non-matches of each rank.
+
+    Args:
+        sides: The comparisons.
+        ranked: Their ranks, of the minimum of two images.
+        threshold: Similarity; NaN makes all sums of false non-matches NaN.
+        weights: Of images and of mated comparisons; None: each counts once.
+    """
+    missed = is_false_non_match(sides.mated.similarities, threshold)
+    images, mated = (None, None) if weights is None else weights
+    wrong = np.bincount(
+        ranked.mated[missed], None if mated is None else mated[missed], ranked.number
+    )
+    return RankCounts(
+        np.bincount(ranked.images.of, images, ranked.number),
+        np.bincount(ranked.mated, mated, ranked.number),
+        np.full(ranked.number, np.nan) if math.isnan(threshold) else wrong,
+        ranked.images.qualities,
+    )
+
+
+def advise(counts: RankCounts, protocol: Protocol) -> tuple[Advice, ...]:
+    """Return the advice that a protocol asks for; see `Assessment`."""
+    discards = [advise_discard(counts, most) for most in protocol.advice_discards]
+    return (*discards, *(advise_fnmr(counts, most) for most in protocol.advice_fnmrs))
 
 
 def _edcs(
@@ -275,7 +322,7 @@ def _assessment(
 
 
 def mean_assessment(parts: Sequence[Assessment]) -> Assessment:
-    """Return the mean over repeats, such as several random qualities.
+    """Return the mean over repeats, such as several random qualities; several advise nothing.
 
     Raises:
         ValueError: There is no repeat.
@@ -298,6 +345,7 @@ def mean_assessment(parts: Sequence[Assessment]) -> Assessment:
         point=parts[0].point,
         areas=areas,
         aoc=_mean_area([p.aoc for p in parts]),
+        advice=parts[0].advice if len(parts) == 1 else (),
         **means,
     )
 

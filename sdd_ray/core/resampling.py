@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from sdd_ray.core.assessment import ComparedSides, Protocol, RankedSides
+from sdd_ray.core.advice import RankCounts
+from sdd_ray.core.assessment import ComparedSides, Protocol, RankedSides, advise, rank_counts
 from sdd_ray.core.comparisons import ComparedPairs
 from sdd_ray.core.discarding import ErrorDiscardCurve, points_kept, step_curve
 from sdd_ray.core.edc import errors_at
@@ -109,12 +110,14 @@ class DrawnFigures:
         edc, evrc: (R, P) at the discard fractions of the protocol's grid.
         paucs: (R, L) normalised partial areas at the discard limits.
         aocs: (R,) the paper's areas.
+        advice: (R, A) the quality thresholds of `Assessment.advice`.
     """
 
     edc: NDArray[np.float64]
     evrc: NDArray[np.float64]
     paucs: NDArray[np.float64]
     aocs: NDArray[np.float64]
+    advice: NDArray[np.float64]
 
 
 def drawn_figures(
@@ -129,13 +132,21 @@ def drawn_figures(
         protocol: As the figures without a draw had it.
     """
     grid = protocol.grid
-    fixed = [_edc(sides, ranked, drawn, fmr) for fmr in protocol.fmrs]
+    thresholds = [_all_threshold(sides, drawn, fmr) for fmr in protocol.fmrs]
+    counts = [
+        rank_counts(sides, ranked, threshold, (drawn.images, drawn.mated))
+        if protocol.pair_quality == "minimum"
+        else None
+        for threshold in thresholds
+    ]
+    fixed = [_edc(sides, ranked, drawn, threshold) for threshold in thresholds]
     moving = _evrc(sides, ranked, drawn, protocol)
     return DrawnFigures(
         edc=np.stack([_at(curve, grid) for curve in fixed]),
         evrc=np.stack([curve.errors for curve in moving]),
         paucs=np.array([[_area(c, limit) for limit in protocol.discard_limits] for c in fixed]),
         aocs=np.array([aoc(curve).value for curve in moving]),
+        advice=np.array([_advice(c, protocol) for c in counts]),
     )
 
 
@@ -147,9 +158,18 @@ def _area(curve: ErrorDiscardCurve, limit: float) -> float:
     return normalised_pauc(curve, limit).value if len(curve.errors) else math.nan
 
 
-def _edc(sides: ComparedSides, ranked: RankedSides, drawn: Drawn, fmr: float) -> ErrorDiscardCurve:
+def _advice(counts: RankCounts | None, protocol: Protocol) -> list[float]:
+    return [] if counts is None else [advice.threshold for advice in advise(counts, protocol)]
+
+
+def _all_threshold(sides: ComparedSides, drawn: Drawn, fmr: float) -> float:
     everything = np.ones(len(sides.top.order), bool)
-    threshold = _threshold(sides, drawn.nonmated, everything, float(drawn.nonmated.sum()), fmr)
+    return _threshold(sides, drawn.nonmated, everything, float(drawn.nonmated.sum()), fmr)
+
+
+def _edc(
+    sides: ComparedSides, ranked: RankedSides, drawn: Drawn, threshold: float
+) -> ErrorDiscardCurve:
     wrong = is_false_non_match(sides.mated.similarities, threshold)
     total = np.bincount(ranked.mated, drawn.mated, ranked.number)
     missed = np.bincount(ranked.mated[wrong], drawn.mated[wrong], ranked.number)
@@ -246,6 +266,6 @@ def stacked(parts: Sequence[DrawnFigures]) -> DrawnFigures:
     return DrawnFigures(
         *(
             np.stack([getattr(part, name) for part in parts])
-            for name in ("edc", "evrc", "paucs", "aocs")
+            for name in ("edc", "evrc", "paucs", "aocs", "advice")
         )
     )

@@ -71,6 +71,8 @@ def protocol_of(config: EvaluateConfig) -> Protocol:
         config.discard_fractions,
         config.pair_quality,
         config.discarded,
+        config.advice.discard,
+        config.advice.fnmr,
     )
 
 

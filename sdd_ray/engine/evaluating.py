@@ -47,6 +47,7 @@ class ComparedSet:
         num_nonmated: Nonmated comparisons there are; fewer may have been made.
         members: What the templates consist of, or None.
         counts: What was left out, by reason.
+        identities: (N,) names of the people, None where the comparisons alone say who is who.
     """
 
     image_ids: list[str]
@@ -57,6 +58,7 @@ class ComparedSet:
     num_nonmated: int
     members: Members | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    identities: list[str] | None = None
 
 
 def compare_all(dataset: Dataset, config: ComparisonsConfig) -> ComparedSet:
@@ -85,7 +87,8 @@ def compare_all(dataset: Dataset, config: ComparisonsConfig) -> ComparedSet:
         if len(pairs.similarities) == 0:
             raise InputError(f"{uri}: {table.num_rows} images make no {kind} comparison")
     ids = table[IMAGE_ID].to_pylist()
-    return ComparedSet(ids, codes, unit, mated, nonmated, total)
+    people = table[IDENTITY].to_pylist()
+    return ComparedSet(ids, codes, unit, mated, nonmated, total, identities=people)
 
 
 def _read_splits(file: Location) -> pa.Table:

@@ -13,13 +13,20 @@ from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS
 from sdd_ray.engine.assessing import MethodResult, protocol_of
 from sdd_ray.engine.differences import Difference, differences, ends_on, figures
 from sdd_ray.engine.evaluating import ComparedSet
-from sdd_ray.engine.evaluation_report import caution, percent, report_html
+from sdd_ray.engine.evaluation_report import caution, report_html
+from sdd_ray.engine.evaluation_sections import percent
+from sdd_ray.engine.evaluation_tables import (
+    advice_table,
+    correlation_table,
+    group_table,
+    read_groups,
+)
 from sdd_ray.settings import EvaluateConfig
 from sdd_ray.store.dataset import read_json
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import MANIFEST, OutputRun, versions, write_part
 
-CURVES, SUMMARY, DIFFERENCES, REPORT = "curves", "summary", "differences", "report.html"
+REPORT = "report.html"
 _WITH_INTERVAL = ("normalised_pauc_", "aoc", "evrc_", "edc_")
 _DIFFERENCES = pa.schema(
     [
@@ -62,16 +69,11 @@ def publish(
         "summary": rows,
         "verdicts": _verdicts(found, config),
     }
-    html = report_html(
-        config, compared, methods, {**results, **compared.counts, **versions()}, found
-    )
+    tables = _tables(config, compared, methods, (rows, found))
+    facts = {**results, **compared.counts, **versions()}
+    html = report_html(config, compared, methods, facts, tables)
     (run.output / REPORT).write_bytes(html.encode())
     results["caution"] = caution(config)
-    tables = {
-        SUMMARY: pa.Table.from_pylist(rows),
-        CURVES: _curves(methods, protocol),
-        DIFFERENCES: _differences(found),
-    }
     for name, table in tables.items():
         sink = pa.BufferOutputStream()
         pa_csv.write_csv(table, sink)
@@ -79,6 +81,28 @@ def publish(
     records = [write_part(run.output, name, table) for name, table in tables.items()]
     # NaN is no JSON: a figure that is undefined is null in the manifest.
     run.complete(records, json.loads(json.dumps(results), parse_constant=lambda _: None))
+
+
+def _tables(
+    config: EvaluateConfig,
+    compared: ComparedSet,
+    methods: list[MethodResult],
+    made: tuple[list[dict[str, Any]], list[Difference]],
+) -> dict[str, pa.Table]:
+    """Return all tables by the name of their file; random is in the first two only."""
+    protocol = protocol_of(config)
+    rows, found = made
+    tables = {
+        "summary": pa.Table.from_pylist(rows),
+        "curves": _curves(methods, protocol),
+        "differences": _differences(found),
+        "advice": advice_table(methods[:-1], protocol),
+        "correlations": correlation_table(methods[:-1]),
+    }
+    if config.groups is not None:
+        groups = read_groups(config.groups, compared)
+        tables["groups"] = group_table(groups, compared, methods[:-1], protocol)
+    return tables
 
 
 def terminal_table(output: Location) -> str:

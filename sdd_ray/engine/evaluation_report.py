@@ -1,6 +1,6 @@
 """Gather what the report of an evaluation shows: curves, tables, distributions, faces."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,15 @@ from sdd_ray.core.assessment import EDC_DISCARD_FRACTIONS, Assessment
 from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS
 from sdd_ray.core.statistics import rank_correlation
 from sdd_ray.engine.assessing import MethodResult, protocol_of
-from sdd_ray.engine.differences import Difference, ends_on, figures
+from sdd_ray.engine.differences import ends_on, figures
 from sdd_ray.engine.evaluating import ComparedSet
+from sdd_ray.engine.evaluation_sections import (
+    advice_section,
+    alike_section,
+    better_section,
+    groups_section,
+    percent,
+)
 from sdd_ray.formats.reading import Album
 from sdd_ray.formats.source import open_source
 from sdd_ray.report.curves import Curve, error_curves
@@ -42,7 +49,7 @@ def report_html(
     compared: ComparedSet,
     methods: list[MethodResult],
     results: Mapping[str, Any],
-    found: Sequence[Difference],
+    tables: Mapping[str, pa.Table],
 ) -> str:
     """Return report.html as text.
 
@@ -51,16 +58,19 @@ def report_html(
         compared: Its comparisons.
         methods: What came out.
         results: Facts for the last table.
-        found: Differences of the methods.
+        tables: By the names of their files.
 
     Raises:
         InputError: The labels, faces or severities cannot be read.
     """
     album = _album(config, compared)
     sections = [_worth(config, methods)]
-    if found:
-        sections.append(_better(config, found))
+    sections += better_section(config, tables["differences"])
     sections += [_curves(config, methods, number) for number in range(len(config.fmr))]
+    sections += advice_section(tables["advice"])
+    sections += alike_section(tables["correlations"])
+    if "groups" in tables:
+        sections.append(groups_section(config, tables["groups"]))
     if config.report.labels is not None:
         sections += _labels(config, compared, album)
     if album is not None:
@@ -70,11 +80,6 @@ def report_html(
     plain = {k: v for k, v in results.items() if isinstance(v, (int, float, str))}
     facts = {name.replace("_", " "): value for name, value in plain.items()}
     return render_page("What a quality score is worth", sections, facts)
-
-
-def percent(fraction: float) -> str:
-    """Return a fraction as the heading of its column, unrounded: 0.125 is 12.5%."""
-    return f"{100 * fraction:.4g}%"
 
 
 def caution(config: EvaluateConfig) -> str:
@@ -155,33 +160,6 @@ def _interval(config: EvaluateConfig, method: MethodResult, number: int) -> str 
         if figure.name == wanted and not np.isnan(figure.interval.low):
             return f"{figure.interval.low:.3f} to {figure.interval.high:.3f}"
     return None
-
-
-def _better(config: EvaluateConfig, found: Sequence[Difference]) -> Section:
-    """Return the paired differences of the methods by the area that tables show."""
-    shown = [d for d in found if d.figure == f"normalised_pauc_{config.discard_limit:g}"]
-    rows: list[list[Cell]] = [
-        [
-            f"{d.method} and {d.other}",
-            d.fmr,
-            f"{d.value:+.3f}",
-            None
-            if np.isnan(d.interval.low)
-            else f"{d.interval.low:+.3f} to {d.interval.high:+.3f}",
-            {"better": f"{d.method} is better", "worse": f"{d.other} is better"}.get(
-                d.verdict, "no difference is shown"
-            ),
-        ]
-        for d in shown
-    ]
-    text = (
-        f"People are drawn with replacement {config.bootstrap.draws} times, and all figures are"
-        " computed again, the threshold too, for all methods on the same draws. The first method of"
-        " a pair is better where the whole interval of the difference is below zero."
-    )
-    heads = ["pair", "FMR", "difference", "95 % of the draws", "says"]
-    title = f"Differences of normalised pAUC@{config.discard_limit:g}"
-    return Section("Which is better", text, tables=[Table(heads, rows, title)])
 
 
 def _undefined(config: EvaluateConfig, found: list[tuple[MethodResult, Assessment]]) -> str:

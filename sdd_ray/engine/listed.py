@@ -24,8 +24,6 @@ from sdd_ray.formats.pair_tables import (
 from sdd_ray.settings import ComparisonsConfig, TemplatesConfig
 from sdd_ray.store.dataset import Dataset
 
-Numbers = NDArray[np.int64]
-
 
 def compare_listed(dataset: Dataset | None, config: ComparisonsConfig) -> ComparedSet:
     """Return the comparisons of the configured list.
@@ -69,7 +67,7 @@ def _made(
     ids: pa.Array,
     unit: NDArray[np.float32],
     reasons: Mapping[str, str],
-    identities: Numbers | None,
+    identities: pa.Array | None,
 ) -> ComparedSet:
     """Return the comparisons of images that have an embedding; those of others are counted."""
     rows = pc.index_in(pairs.ids, ids).to_numpy(zero_copy_only=False)
@@ -89,8 +87,10 @@ def _made(
     ends = numbered.astype(np.int32).reshape(2, -1)
     what = f"{len(pairs.first):,} comparisons"
     mated, nonmated = _sides(ends[0], ends[1], similarities, pairs.mated[made], what)
-    codes = subjects_of(mated, len(used)) if identities is None else identities[used]
-    codes = np.unique(codes, return_inverse=True)[1].astype(np.int64)
+    people = None if identities is None else identities.take(pa.array(used))
+    codes = subjects_of(mated, len(used))
+    if people is not None:
+        codes = np.asarray(pc.dictionary_encode(people).indices, np.int64)
     return ComparedSet(
         ids.take(pa.array(used)).to_pylist(),
         codes,
@@ -99,6 +99,7 @@ def _made(
         nonmated,
         len(nonmated.first),
         counts=_counts(counted, pairs.repeated),
+        identities=None if people is None else people.to_pylist(),
     )
 
 
@@ -117,14 +118,12 @@ def _sides(
     return sides[0], sides[1]
 
 
-def _identities(dataset: Dataset, ids: pa.Array) -> Numbers | None:
-    """Return the number of the identity of each image, or None if an image has none."""
+def _identities(dataset: Dataset, ids: pa.Array) -> pa.Array | None:
+    """Return the identity of each image, or None if an image has none."""
     table = dataset.read([IMAGE_ID, IDENTITY])
     place = pc.index_in(ids, table[IMAGE_ID].combine_chunks())
     names = table[IDENTITY].combine_chunks().take(place)
-    if names.null_count:
-        return None
-    return np.asarray(pc.dictionary_encode(names).indices, np.int64)
+    return None if names.null_count else names
 
 
 def _counts(reasons: Mapping[str, int], repeated: int) -> dict[str, int]:

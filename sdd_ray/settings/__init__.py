@@ -22,11 +22,13 @@ from sdd_ray.settings.common import (
     RecogniserConfig,
 )
 from sdd_ray.settings.evaluation import (
+    AdviceConfig,
     BootstrapConfig,
     ComparisonsConfig,
     DemoConfig,
     DrawConfig,
     EvaluateConfig,
+    GroupsConfig,
     MethodConfig,
     ReportConfig,
     TemplatesConfig,
@@ -65,6 +67,7 @@ from sdd_ray.settings.tuning import SearchDimension, TuneConfig, TuneResources
 from sdd_ray.settings.verification import PairsConfig, VerifyConfig
 
 __all__ = [
+    "AdviceConfig",
     "AllPairsConfig",
     "AuditConfig",
     "AuditReportConfig",
@@ -80,6 +83,7 @@ __all__ = [
     "EmbedConfig",
     "EvaluateConfig",
     "ExactConfig",
+    "GroupsConfig",
     "LabelConfig",
     "LabelResources",
     "LeaveOneOutConfig",

@@ -114,6 +114,29 @@ class BootstrapConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class AdviceConfig:
+    """Quality thresholds to advise, each with its interval; by the minimum as pair quality only."""
+
+    discard: tuple[OpenShare, ...] = (0.05, 0.1, 0.2)
+    """The highest threshold that discards at most these shares of the images."""
+    fnmr: tuple[Rate, ...] = (0.1, 0.01)
+    """The lowest threshold from which on at most these shares of mated comparisons are missed, at
+    the similarity threshold of each `fmr`."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GroupsConfig:
+    """Groups of people, to see whom a quality discards."""
+
+    path: Text
+    """Parquet, .csv or .tsv with one row an image, or one a person."""
+    column: Text = "group"
+    """Column of the name of the group; null for none."""
+    key: Literal["image_id", "identity"] = "image_id"
+    """Column that says whose group it is."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluateConfig:
     """Evaluate qualities by error versus discard curves; tables, figures and report at `output`."""
 
@@ -139,6 +162,9 @@ class EvaluateConfig:
     discarded: Literal["images", "comparisons"] = "images"
     """What the fractions of the EVRC are shares of."""
     bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
+    advice: AdviceConfig = field(default_factory=AdviceConfig)
+    groups: GroupsConfig | None = None
+    """Null: no groups."""
     random_repeats: PositiveInt = 20
     """Random qualities that are averaged."""
     report: ReportConfig = field(default_factory=ReportConfig)

@@ -61,9 +61,9 @@ def test_outputs(do_evaluate, tmp_path):
     status, out, _ = do_evaluate()
     assert status == 0
     output = Location(str(tmp_path / "evaluation"))
-    names = [f"{name}.{kind}" for name in ("curves", "differences") for kind in ("csv", "parquet")]
-    names += ["manifest.json", "rejects.parquet", "report.html", "summary.csv", "summary.parquet"]
-    assert sorted(output.names()) == names
+    tables = ("advice", "correlations", "curves", "differences", "summary")
+    names = [f"{name}.{kind}" for name in tables for kind in ("csv", "parquet")]
+    assert set(output.names()) == {*names, "manifest.json", "rejects.parquet", "report.html"}
 
     lines = out.splitlines()
     assert lines[0] == ("60 images of 12 identities, 120 mated and 1,650 nonmated comparisons")
@@ -336,3 +336,90 @@ def test_given_similarities_need_no_embeddings(do_evaluate, tmp_path):
     status, _, err = do_evaluate("embeddings=null", scored, "comparisons.splits=s.parquet")
     assert status == 2
     assert "one list is enough, got comparisons.splits and comparisons.scored" in err
+
+
+def test_advice_says_what_a_threshold_does(do_evaluate, tmp_path):
+    do_evaluate("advice.discard=[0.1]", "advice.fnmr=[0.2, 0.0001]", "bootstrap.draws=40")
+    table = pa_csv.read_csv(str(tmp_path / "evaluation" / "advice.csv")).to_pylist()
+    by = {(row["fmr"], row["aim"], row["asked"]): row for row in table}
+    assert len(table) == len(by) == 2 * 3
+    rows, noise = made_rows()
+    similarities = rows.embeddings @ rows.embeddings.T
+    summary = pa_csv.read_csv(str(tmp_path / "evaluation" / "summary.csv")).to_pylist()
+    threshold = next(row["threshold"] for row in summary if row["fmr"] == 0.1)
+    mated = [(a, b) for a in range(60) for b in range(a) if rows.codes[a] == rows.codes[b]]
+
+    def missed(quality):
+        left = [p for p in mated if min(-noise[p[0]], -noise[p[1]]) >= quality]
+        return np.mean([similarities[pair] < threshold for pair in left])
+
+    share = by[0.1, "discard", 0.1]
+    assert share["threshold"] == np.sort(-noise)[6]
+    assert share["discarded"] == 0.1
+    assert share["fnmr"] == pytest.approx(missed(share["threshold"]))
+    assert share["low"] <= share["threshold"] <= share["high"]
+    aim = by[0.1, "fnmr", 0.2]
+    assert aim["fnmr"] == pytest.approx(missed(aim["threshold"]))
+    assert aim["fnmr"] <= 0.2
+    assert all(missed(quality) > 0.2 for quality in np.sort(-noise) if quality < aim["threshold"])
+    page = page_of(tmp_path)
+    assert "Which quality to ask for" in page
+    assert "discard at most 10%" in page
+
+
+def test_methods_that_say_the_same_are_shown_as_such(do_evaluate, tmp_path):
+    methods = ", ".join(
+        f"{{name: {name}, path: {tmp_path}/noise.parquet, column: noise, kind: severity,"
+        f" sign: {sign}}}"
+        for name, sign in (("noise", -1), ("twin", -1), ("opposite", 1))
+    )
+    do_evaluate(f"methods=[{methods}]", "bootstrap.draws=0")
+    table = pa_csv.read_csv(str(tmp_path / "evaluation" / "correlations.csv")).to_pylist()
+    found = {(row["method"], row["other"]): round(row["spearman"], 9) for row in table}
+    assert found == {
+        ("noise", "twin"): 1.0,
+        ("noise", "opposite"): -1.0,
+        ("twin", "opposite"): -1.0,
+    }
+    assert "noise and twin" in page_of(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["image_id", "identity"])
+def test_groups_share_thresholds(do_evaluate, tmp_path, key):
+    rows, noise = made_rows()
+    names = np.where(rows.codes < 4, "small", "large")
+    if key == "image_id":
+        table = {"image_id": rows.image_ids, "group": names}
+    else:
+        people = [f"p{number:04d}" for number in range(12)]
+        table = {"identity": people, "group": names[::5]}
+    pa_csv.write_csv(pa.table(table), str(tmp_path / "groups.csv"))
+    status, *_ = do_evaluate(f"groups.path={tmp_path}/groups.csv", f"groups.key={key}")
+    assert status == 0
+    found = read_parquet(Location(str(tmp_path / "evaluation" / "groups.parquet"))).to_pylist()
+    by = {(r["fmr"], r["group"], r["discard_fraction"]): r for r in found}
+    assert {group for _, group, _ in by} == {"small", "large"}
+    row = by[0.1, "small", 0.3]
+    assert (row["images"], row["mated"], row["nonmated"]) == (20, 40, 150)
+    lowest = np.sort(-noise)[18]
+    gone = -noise < lowest
+    assert row["discarded"] == pytest.approx(np.mean(gone[names == "small"]))
+    both = [by[0.1, group, 0.3] for group in ("small", "large")]
+    assert sum(r["discarded"] * r["images"] for r in both) == pytest.approx(18)
+    summary = pa_csv.read_csv(str(tmp_path / "evaluation" / "summary.csv")).to_pylist()
+    threshold = next(r["threshold"] for r in summary if r["fmr"] == 0.1)
+    similarities = rows.embeddings @ rows.embeddings.T
+    mated = [(a, b) for a in range(20) for b in range(a) if rows.codes[a] == rows.codes[b]]
+    left = [similarities[pair] < threshold for pair in mated if not gone[list(pair)].any()]
+    assert row["fnmr"] == pytest.approx(np.mean(left))
+    assert ">Groups</h2>" in page_of(tmp_path)
+
+
+def test_groups_of_others(do_evaluate, tmp_path):
+    (tmp_path / "groups.csv").write_text("image_id,group\nelsewhere,a\n")
+    status, _, err = do_evaluate(f"groups.path={tmp_path}/groups.csv")
+    assert status == 1
+    assert "none of the 60 compared images has a group" in err
+    (tmp_path / "groups.csv").write_text("image_id,group\nx,a\nx,b\n")
+    _, _, err = do_evaluate(f"groups.path={tmp_path}/groups.csv")
+    assert "image_id has a value more than once" in err

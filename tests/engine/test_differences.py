@@ -33,7 +33,7 @@ def method(name, assessments, shift=0.0, spread=0.1, noise=None):
     )
     areas = np.broadcast_to((0.8 + shift + spread * noise)[:, None, None], (DRAWS, 2, 2))
     aocs = np.broadcast_to((0.4 - shift - spread * noise)[:, None], (DRAWS, 2))
-    draws = DrawnFigures(rates, rates, areas, aocs)
+    draws = DrawnFigures(rates, rates, areas, aocs, np.zeros((DRAWS, 2, 0)))
     return MethodResult(name, "model", NONE, assessments, draws)
 
 

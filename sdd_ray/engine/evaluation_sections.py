@@ -1,0 +1,128 @@
+"""Sections of an evaluation's report that show its tables: which is better, advice, groups."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sdd_ray.report.page import Cell, Section, Table
+from sdd_ray.settings import EvaluateConfig
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction as the heading of its column, unrounded: 0.125 is 12.5%."""
+    return f"{100 * fraction:.4g}%"
+
+
+def better_section(config: EvaluateConfig, differences: pa.Table) -> list[Section]:
+    """Return the paired differences of the methods by the area that tables show."""
+    wanted = f"normalised_pauc_{config.discard_limit:g}"
+    shown = differences.filter(pc.equal(differences["figure"], wanted)).to_pylist()
+    if not shown:
+        return []
+    rows: list[list[Cell]] = [
+        [
+            f"{d['method']} and {d['other']}",
+            d["fmr"],
+            f"{d['difference']:+.3f}",
+            _ends(d, "+.3f"),
+            {"better": f"{d['method']} is better", "worse": f"{d['other']} is better"}.get(
+                d["verdict"], "no difference is shown"
+            ),
+        ]
+        for d in shown
+    ]
+    text = (
+        f"People are drawn with replacement {config.bootstrap.draws} times, and all figures are"
+        " computed again, the threshold too, for all methods on the same draws. The first method of"
+        " a pair is better where the whole interval of the difference is below zero."
+    )
+    heads = ["pair", "FMR", "difference", "95 % of the draws", "says"]
+    title = f"Differences of normalised pAUC@{config.discard_limit:g}"
+    return [Section("Which is better", text, tables=[Table(heads, rows, title)])]
+
+
+def _ends(row: Mapping[str, Any], form: str) -> str | None:
+    """Return the ends of an interval, or None if there is none."""
+    if np.isnan(row["low"]):
+        return None
+    return f"{row['low']:{form}} to {row['high']:{form}}"
+
+
+def advice_section(advice: pa.Table) -> list[Section]:
+    """Return which quality to ask for."""
+    rows: list[list[Cell]] = []
+    for row in advice.to_pylist():
+        by_share = row["aim"] == "discard"
+        aim = "discard at most" if by_share else "FNMR at most"
+        lacks = np.isnan(row["threshold"])
+        rows.append(
+            [
+                row["method"],
+                row["fmr"],
+                f"{aim} {percent(row['asked'])}",
+                "not reached" if lacks else f"{row['threshold']:.4g}",
+                _ends(row, ".4g"),
+                None if lacks else f"{row['discarded']:.1%}",
+                None if lacks else f"{row['fnmr']:.2%}",
+            ]
+        )
+    if not rows:
+        return []
+    text = (
+        "Images of a quality below the threshold are to be discarded. The similarity threshold is"
+        " the one at the FMR before anything is discarded. Thresholds hold for images like these;"
+        " where the interval is wide, so is the doubt."
+    )
+    heads = ["method", "FMR", "aim", "quality", "95 % of the draws", "discards", "FNMR left"]
+    return [Section("Which quality to ask for", text, tables=[Table(heads, rows)])]
+
+
+def alike_section(correlations: pa.Table) -> list[Section]:
+    """Return how alike the orders of the methods are."""
+    if correlations.num_rows == 0:
+        return []
+    rows: list[list[Cell]] = [
+        [f"{row['method']} and {row['other']}", row["images"], row["spearman"]]
+        for row in correlations.to_pylist()
+    ]
+    text = (
+        "Spearman's correlation of two methods over the images that both assessed: near 1 they"
+        " discard the same images, and one of them is enough."
+    )
+    table = Table(["pair", "images", "Spearman"], rows)
+    return [Section("How alike the methods are", text, tables=[table])]
+
+
+def groups_section(config: EvaluateConfig, groups: pa.Table) -> Section:
+    """Return what the first method does to groups of people."""
+    first = groups.filter(pc.equal(groups["method"], config.methods[0].name))
+    last = max(config.discard_fractions)
+    tables = []
+    for fmr in config.fmr:
+        of_rate = first.filter(pc.equal(first["fmr"], fmr)).to_pylist()
+        by_group: dict[str, dict[float, Any]] = {}
+        for row in of_rate:
+            by_group.setdefault(row["group"], {})[row["discard_fraction"]] = row
+        rows: list[list[Cell]] = [
+            [
+                name,
+                by[last]["images"],
+                by[last]["mated"],
+                100 * by[last]["group_fmr"],
+                100 * by[0.0]["fnmr"],
+                100 * by[last]["discarded"],
+                100 * by[last]["fnmr"],
+            ]
+            for name, by in by_group.items()
+        ]
+        heads = ["group", "images", "mated", "FMR %", "FNMR %", "discarded %", "FNMR % left"]
+        tables.append(Table(heads, rows, f"FMR {fmr:g}, {percent(last)} of all images discarded"))
+    text = (
+        f"All groups share the thresholds of the whole set; discarded by {config.methods[0].name}."
+        " A group that loses more images than others pays for them. All methods, rates and"
+        " fractions: groups.csv."
+    )
+    return Section("Groups", text, tables=tables)
