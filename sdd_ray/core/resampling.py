@@ -30,7 +30,7 @@ from sdd_ray.core.comparisons import ComparedPairs
 from sdd_ray.core.discarding import ErrorDiscardCurve, points_kept, step_curve
 from sdd_ray.core.edc import errors_at
 from sdd_ray.core.edc_areas import aoc, normalised_pauc
-from sdd_ray.core.error_rates import counts_within, is_false_non_match
+from sdd_ray.core.error_rates import Similarities, counts_within, is_false_non_match
 
 CONFIDENCE = 0.95
 _ENDS = (0.025, 0.975)
@@ -76,11 +76,13 @@ class Drawn:
     Attributes:
         images: (N,) of the images.
         mated, nonmated: (M,) and (K,) of the comparisons.
+        top: (T,) of the nonmated comparisons of `TopNonmated.order`.
     """
 
     images: NDArray[np.float64]
     mated: NDArray[np.float64]
     nonmated: NDArray[np.float64]
+    top: NDArray[np.float64]
 
     @classmethod
     def of(
@@ -95,11 +97,8 @@ class Drawn:
         """
         images = draw[subjects].astype(np.float64)
         mated = images[sides.mated.first]
-        return cls(images, mated, _product(images, sides.nonmated))
-
-
-def _product(images: NDArray[np.float64], pairs: ComparedPairs) -> NDArray[np.float64]:
-    return images[pairs.first] * images[pairs.second]
+        nonmated = images[sides.nonmated.first] * images[sides.nonmated.second]
+        return cls(images, mated, nonmated, nonmated[sides.top.order])
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,8 +162,8 @@ def _advice(counts: RankCounts | None, protocol: Protocol) -> list[float]:
 
 
 def _all_threshold(sides: ComparedSides, drawn: Drawn, fmr: float) -> float:
-    everything = np.ones(len(sides.top.order), bool)
-    return _threshold(sides, drawn.nonmated, everything, float(drawn.nonmated.sum()), fmr)
+    total = float(drawn.nonmated.sum())
+    return _threshold(sides.top.sorted, np.cumsum(drawn.top), total, fmr)
 
 
 def _edc(
@@ -190,12 +189,11 @@ def _evrc(
     top = nonmated[sides.top.order]
     errors, thresholds = np.full((2, len(protocol.fmrs), points), np.nan)
     for point in np.flatnonzero((remaining > 0) & (remaining_nonmated > 0)):
-        there = mated > point
+        there, there_top = mated > point, top > point
         weights, similarities = drawn.mated[there], sides.mated.similarities[there]
+        largest, up_to = sides.top.sorted[there_top], np.cumsum(drawn.top[there_top])
         for place, fmr in enumerate(protocol.fmrs):
-            threshold = _threshold(
-                sides, drawn.nonmated, top > point, float(remaining_nonmated[point]), fmr
-            )
+            threshold = _threshold(largest, up_to, float(remaining_nonmated[point]), fmr)
             if not math.isnan(threshold):
                 missed = weights[is_false_non_match(similarities, threshold)].sum()
                 thresholds[place, point] = threshold
@@ -213,32 +211,24 @@ def _leaving(ranked: RankedSides, drawn: Drawn, protocol: Protocol) -> NDArray[n
 
 
 def _threshold(
-    sides: ComparedSides,
-    weights: NDArray[np.float64],
-    there: NDArray[np.bool_],
-    total: float,
-    fmr: float,
+    largest: Similarities, up_to: NDArray[np.float64], total: float, fmr: float
 ) -> float:
     """Return the lowest similarity above which comparisons weigh at most `fmr` of the total.
 
     Args:
-        sides: The comparisons.
-        weights: (K,) of the nonmated ones, whole numbers.
-        there: (T,) which of the sorted ones have not been discarded.
-        total: What those that have not been discarded weigh.
+        largest: (L,) similarities of nonmated comparisons that are there, largest first.
+        up_to: (L,) what they weigh up to each, whole numbers.
+        total: What all nonmated comparisons weigh that are there.
         fmr: False match rate.
 
     Returns:
-        NaN where less than one comparison may be above it, or where the sorted similarities do not
+        NaN where less than one comparison may be above it, or where the given similarities do not
         reach deep enough, which happens in a draw in which almost none of them remains.
     """
-    order = sides.top.order[there]
-    up_to = np.cumsum(weights[order])
     allowed = int(counts_within(np.array([fmr]), int(total))[0]) if total else 0
     if allowed < 1 or not len(up_to) or up_to[-1] <= allowed:
         return math.nan
-    place = int(np.searchsorted(up_to, allowed, "right"))
-    return float(sides.nonmated.similarities[order[place]])
+    return float(largest[np.searchsorted(up_to, allowed, "right")])
 
 
 def subjects_of(mated: ComparedPairs, images: int) -> NDArray[np.int64]:
