@@ -42,6 +42,14 @@ QUALITIES = pa.schema(
 )
 """Quality 0-100, larger is better; -1 with a reason where an image could not be assessed."""
 
+MEASURES = ("sharpness", "contrast", "flip", "dropout")
+"""Scores that need no training, in the order of their columns."""
+
+MEASURED = pa.schema(
+    [(IMAGE_ID, pa.string()), *((name, pa.float32()) for name in MEASURES), (REASON, pa.string())]
+)
+"""Null where a score was not asked for; all null, with a reason, for images that cannot be read."""
+
 _QUANTILES = ("q05", "q25", "q50", "q75", "q95")
 
 LABELS = pa.schema(

@@ -51,7 +51,7 @@ from sdd_ray.settings.source import (
     TarConfig,
     TFRecordConfig,
 )
-from sdd_ray.settings.stages import EmbedConfig, ScoreConfig
+from sdd_ray.settings.stages import DropoutConfig, EmbedConfig, MeasureConfig, ScoreConfig
 from sdd_ray.settings.training import (
     AugmentConfig,
     ComputeConfig,
@@ -79,6 +79,7 @@ __all__ = [
     "ComputeConfig",
     "DemoConfig",
     "DrawConfig",
+    "DropoutConfig",
     "DuplicateConfig",
     "EmbedConfig",
     "EvaluateConfig",
@@ -89,6 +90,7 @@ __all__ = [
     "LeaveOneOutConfig",
     "ListConfig",
     "LossConfig",
+    "MeasureConfig",
     "MethodConfig",
     "MixedConfig",
     "NetworkConfig",

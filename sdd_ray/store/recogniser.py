@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdd_ray import synthetic
 from sdd_ray.core.models import (
@@ -23,6 +23,7 @@ from sdd_ray.core.models import (
     detect,
     without_prefix,
 )
+from sdd_ray.core.models.trunk import LayeredNetwork
 from sdd_ray.core.preprocess import PRESETS, Preprocessing
 from sdd_ray.errors import ConfigError, InputError, WeightsError
 from sdd_ray.settings import PreprocessingConfig, RecogniserConfig
@@ -103,7 +104,7 @@ class Backbone(NamedTuple):
             that it was trained with.
     """
 
-    network: nn.Module
+    network: LayeredNetwork
     architecture: Architecture
     preprocessing: Preprocessing
     dropped: tuple[str, ...] = ()
@@ -216,7 +217,8 @@ def load_backbone(spec: RecogniserSpec) -> Backbone:
     dropped = tuple(sorted(weights.keys() - names.keys()))
     fitting = {bare: weights[name] for name, bare in names.items()}
     fit_weights(network, fitting, f"{path} as {architecture.name}")
-    return Backbone(network.eval(), architecture, spec.preprocessing, dropped)
+    network.eval()
+    return Backbone(network, architecture, spec.preprocessing, dropped)
 
 
 def _preprocessing(config: PreprocessingConfig) -> Preprocessing:
@@ -257,7 +259,7 @@ def _program(spec: RecogniserSpec, path: Path, device: str) -> TorchRecogniser:
 
 def _built(
     weights: dict[str, Tensor], name: str | None, path: Path
-) -> tuple[nn.Module, Architecture]:
+) -> tuple[LayeredNetwork, Architecture]:
     """Return the network that the weights belong to, with random weights."""
     try:
         found = detect({key: tuple(value.shape) for key, value in weights.items()})

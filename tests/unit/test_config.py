@@ -52,6 +52,7 @@ REQUIRED = {
     ScoreConfig: ["model=m", "output=q"],
     EvaluateConfig: ["embeddings=e", "output=v", "methods=[{name: a, path: b}]"],
     settings.AuditConfig: ["embeddings=e", "output=a"],
+    settings.MeasureConfig: ["output=m"],
     settings.DemoConfig: [],
 }
 

@@ -90,9 +90,13 @@ class LayeredNetwork(Trunk):
         """Return the (N, C, h, w) feature map of (N, 3, H, W) preprocessed images."""
         return _run(self, self._trunk, images)
 
+    def embedding_of(self, features: Tensor) -> Tensor:
+        """Return the (N, E) embeddings, not normalised, of (N, C, h, w) feature maps."""
+        return _run(self, self._head, features).flatten(1)
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the (N, E) embeddings, not normalised."""
-        return _run(self, self._head, self.feature_map(images)).flatten(1)
+        return self.embedding_of(self.feature_map(images))
 
 
 class Summed(nn.Module):
