@@ -15,28 +15,32 @@ def run(config: EvaluateConfig) -> None:
     Raises:
         SddError: An input, the output or the cluster is not as it should be.
     """
-    from sdd_ray.engine.assessing import evaluate_methods
-    from sdd_ray.engine.evaluating import compare_all
-    from sdd_ray.engine.evaluation_output import REPORT, publish, terminal_table
-    from sdd_ray.engine.listed import compare_listed
+    from sdd_ray.engine.assessing import Evaluation, evaluate_methods
+    from sdd_ray.engine.evaluation_output import publish, terminal_table
+    from sdd_ray.engine.evaluation_report import REPORT
+    from sdd_ray.engine.listed import compare
     from sdd_ray.engine.session import session
     from sdd_ray.store.dataset import open_dataset
     from sdd_ray.store.location import output_location
     from sdd_ray.store.run import OutputRun
 
-    embeddings = open_dataset(config.embeddings, ["embed"]) if config.embeddings else None
+    named = [(config.recogniser, "embeddings", config.embeddings)]
+    named += [(other.name, f"others.{other.name}", other.embeddings) for other in config.others]
+    datasets = {name: open_dataset(uri, ["embed"]) if uri else None for name, _, uri in named}
     inputs = _inputs(config)
-    if embeddings is not None:
-        inputs["embeddings"] = embeddings.digest
+    for name, key, _ in named:
+        dataset = datasets[name]
+        if dataset is not None:
+            inputs[key] = dataset.digest
     output = OutputRun(output_location(config.output), "evaluate", config, inputs)
     if not output.is_complete:
         with session(config.ray):
-            if embeddings is None or config.comparisons.is_listed:
-                compared = compare_listed(embeddings, config.comparisons)
-            else:
-                compared = compare_all(embeddings, config.comparisons)
-            methods = evaluate_methods(config, compared)
-        publish(config, compared, methods, output)
+            evaluations = []
+            for name, dataset in datasets.items():
+                compared = compare(dataset, config.comparisons)
+                methods = evaluate_methods(config, compared)
+                evaluations.append(Evaluation(name, compared, methods))
+        publish(config, evaluations, output)
     sys.stdout.write(terminal_table(output.output) + "\n")
     sys.stdout.write(f"report: {(output.output / REPORT).uri}\n")
 

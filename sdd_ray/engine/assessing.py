@@ -62,6 +62,21 @@ class MethodResult:
         return self.read.values
 
 
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What all methods are worth by one recogniser.
+
+    Attributes:
+        recogniser: Its name.
+        compared: Its comparisons.
+        methods: Of the configuration in order, then random.
+    """
+
+    recogniser: str
+    compared: ComparedSet
+    methods: list[MethodResult]
+
+
 def protocol_of(config: EvaluateConfig) -> Protocol:
     """Return what is computed; the headline limit comes first."""
     limits = (config.discard_limit, *config.more_limits)

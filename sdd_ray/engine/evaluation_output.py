@@ -10,10 +10,9 @@ import pyarrow.csv as pa_csv
 
 from sdd_ray.core.assessment import EDC_DISCARD_FRACTIONS, Assessment, Protocol
 from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS
-from sdd_ray.engine.assessing import MethodResult, protocol_of
+from sdd_ray.engine.assessing import Evaluation, MethodResult, protocol_of
 from sdd_ray.engine.differences import Difference, differences, ends_on, figures
-from sdd_ray.engine.evaluating import ComparedSet
-from sdd_ray.engine.evaluation_report import caution, report_html
+from sdd_ray.engine.evaluation_report import caution, report_files, report_sections
 from sdd_ray.engine.evaluation_sections import percent
 from sdd_ray.engine.evaluation_tables import (
     advice_table,
@@ -26,10 +25,10 @@ from sdd_ray.store.dataset import read_json
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import MANIFEST, OutputRun, versions, write_part
 
-REPORT = "report.html"
 _WITH_INTERVAL = ("normalised_pauc_", "aoc", "evrc_", "edc_")
 _DIFFERENCES = pa.schema(
     [
+        ("recogniser", pa.string()),
         ("method", pa.string()),
         ("other", pa.string()),
         ("fmr", pa.float64()),
@@ -44,18 +43,27 @@ _WIDEST_NAME = 32
 """Columns of the terminal; longer names of methods are cut."""
 
 
-def publish(
-    config: EvaluateConfig, compared: ComparedSet, methods: list[MethodResult], run: OutputRun
-) -> None:
-    """Write curves and summary (Parquet, CSV), report.html and the manifest.
+def publish(config: EvaluateConfig, evaluations: list[Evaluation], run: OutputRun) -> None:
+    """Write all tables (Parquet, CSV), report.html and the manifest.
+
+    Args:
+        config: The evaluation.
+        evaluations: By each recogniser; the first is the one that the report is about.
+        run: The output.
 
     Raises:
-        InputError: The report's labels or faces cannot be read.
+        InputError: The report's labels or faces, or the groups, cannot be read.
         OutputError: The folder cannot be written.
     """
+    compared, methods = evaluations[0].compared, evaluations[0].methods
     protocol = protocol_of(config)
-    rows = [row for method in methods for row in _summary_rows(method, protocol)]
-    found = differences(methods, protocol)
+    rows = [
+        {"recogniser": one.recogniser, **row}
+        for one in evaluations
+        for method in one.methods
+        for row in _summary_rows(method, protocol)
+    ]
+    found = {one.recogniser: differences(one.methods, protocol) for one in evaluations}
     results = {
         "images": len(compared.image_ids),
         "identities": int(compared.codes.max()) + 1,
@@ -66,13 +74,15 @@ def publish(
         "discard_fractions": list(config.discard_fractions),
         "discard_limit": config.discard_limit,
         "draws": config.bootstrap.draws,
+        "recogniser": config.recogniser,
         "summary": rows,
-        "verdicts": _verdicts(found, config),
+        "verdicts": _verdicts(found[config.recogniser], config),
     }
-    tables = _tables(config, compared, methods, (rows, found))
+    tables = _tables(config, evaluations[0], rows, found)
     facts = {**results, **compared.counts, **versions()}
-    html = report_html(config, compared, methods, facts, tables)
-    (run.output / REPORT).write_bytes(html.encode())
+    sections = report_sections(config, compared, methods, tables)
+    for name, content in report_files(sections, facts).items():
+        (run.output / name).write_bytes(content)
     results["caution"] = caution(config)
     for name, table in tables.items():
         sink = pa.BufferOutputStream()
@@ -85,13 +95,13 @@ def publish(
 
 def _tables(
     config: EvaluateConfig,
-    compared: ComparedSet,
-    methods: list[MethodResult],
-    made: tuple[list[dict[str, Any]], list[Difference]],
+    first: Evaluation,
+    rows: list[dict[str, Any]],
+    found: dict[str, list[Difference]],
 ) -> dict[str, pa.Table]:
     """Return all tables by the name of their file; random is in the first two only."""
+    compared, methods = first.compared, first.methods
     protocol = protocol_of(config)
-    rows, found = made
     tables = {
         "summary": pa.Table.from_pylist(rows),
         "curves": _curves(methods, protocol),
@@ -120,9 +130,12 @@ def terminal_table(output: Location) -> str:
         " comparisons",
         *(f"{reason}: {count:,}" for reason, count in results["left_out"].items()),
     ]
-    for fmr in sorted({row["fmr"] for row in results["summary"]}, reverse=True):
-        lines += ["", f"FNMR in % at FMR {fmr:g}, images discarded:", f"{'':<{width}}{head}"]
-        for row in (r for r in results["summary"] if r["fmr"] == fmr):
+    groups = dict.fromkeys((row["recogniser"], row["fmr"]) for row in results["summary"])
+    for recogniser, fmr in groups:
+        by = "" if recogniser == results["recogniser"] else f"by {recogniser}, "
+        lines += ["", f"{by}FNMR in % at FMR {fmr:g}, images discarded:", f"{'':<{width}}{head}"]
+        wanted = {"recogniser": recogniser, "fmr": fmr}
+        for row in (r for r in results["summary"] if wanted.items() <= r.items()):
             errors = "".join(f"{_number(row[f'evrc_{f:g}'], 100, 2):>8}" for f in fractions)
             areas = f"{_number(row[area], 1, 3):>10}{_ends(row, area):>14}"
             areas += f"{_number(row['aoc'], 1, 3):>8}"
@@ -206,9 +219,10 @@ def _summary_row(
     return row
 
 
-def _differences(found: list[Difference]) -> pa.Table:
+def _differences(found: dict[str, list[Difference]]) -> pa.Table:
     rows = [
         {
+            "recogniser": recogniser,
             "method": d.method,
             "other": d.other,
             "fmr": d.fmr,
@@ -218,7 +232,8 @@ def _differences(found: list[Difference]) -> pa.Table:
             "high": d.interval.high,
             "verdict": d.verdict,
         }
-        for d in found
+        for recogniser, some in found.items()
+        for d in some
     ]
     return pa.Table.from_pylist(rows, schema=_DIFFERENCES)
 

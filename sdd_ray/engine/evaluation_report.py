@@ -1,6 +1,7 @@
 """Gather what the report of an evaluation shows: curves, tables, distributions, faces."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from scipy import stats
 
 from sdd_ray.columns import IMAGE_ID, PSEUDO_LABEL
 from sdd_ray.core.assessment import EDC_DISCARD_FRACTIONS, Assessment
@@ -22,42 +24,46 @@ from sdd_ray.engine.evaluation_sections import (
     better_section,
     groups_section,
     percent,
+    recognisers_section,
 )
 from sdd_ray.formats.reading import Album
 from sdd_ray.formats.source import open_source
 from sdd_ray.report.curves import Curve, error_curves
+from sdd_ray.report.drawing import Figure
 from sdd_ray.report.figures import (
     ImageSimilarities,
     face_strip,
     label_histogram,
     scatter_severity,
     similarity_distributions,
+    similarity_histograms,
 )
 from sdd_ray.report.page import Cell, Highlight, Section, Table, render_page
 from sdd_ray.settings import EvaluateConfig
 from sdd_ray.store.dataset import read_any
 
+REPORT = "report.html"
 _FACES = 24
+_APART, _LEAST_RANKED = 6, 24
+"""Faces shown of each kind of disagreement, and images that it takes."""
 _TRIES = 20
 """Images tried before the report does without a face."""
 _POOR, _GOOD = 0.03, 0.97
 """Ranks of the two images whose similarities are shown."""
 
 
-def report_html(
+def report_sections(
     config: EvaluateConfig,
     compared: ComparedSet,
     methods: list[MethodResult],
-    results: Mapping[str, Any],
     tables: Mapping[str, pa.Table],
-) -> str:
-    """Return report.html as text.
+) -> list[Section]:
+    """Return what report.html shows.
 
     Args:
         config: The evaluation.
         compared: Its comparisons.
         methods: What came out.
-        results: Facts for the last table.
         tables: By the names of their files.
 
     Raises:
@@ -65,8 +71,10 @@ def report_html(
     """
     album = _album(config, compared)
     sections = [_worth(config, methods)]
+    sections.append(_similarities_section(compared, methods[0]))
     sections += better_section(config, tables["differences"])
     sections += [_curves(config, methods, number) for number in range(len(config.fmr))]
+    sections += recognisers_section(config, tables["summary"])
     sections += advice_section(tables["advice"])
     sections += alike_section(tables["correlations"])
     if "groups" in tables:
@@ -75,11 +83,30 @@ def report_html(
         sections += _labels(config, compared, album)
     if album is not None:
         sections.append(_faces(album, compared, methods[0]))
+        sections += _disagreements(album, methods[:-1])
     if config.report.severity is not None:
         sections.append(_severity(config.report.severity, compared, methods[0]))
+    return sections
+
+
+def report_files(sections: Sequence[Section], results: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return report.html, and its figures as files of their own.
+
+    Args:
+        sections: Of the page.
+        results: Facts for its last table; lists and tables are left out.
+    """
     plain = {k: v for k, v in results.items() if isinstance(v, (int, float, str))}
     facts = {name.replace("_", " "): value for name, value in plain.items()}
-    return render_page("What a quality score is worth", sections, facts)
+    page = render_page("What a quality score is worth", sections, facts)
+    files = {REPORT: page.encode()}
+    for section in sections:
+        for figure in section.figures:
+            if isinstance(figure, Figure) and isinstance(figure.content, str):
+                words = re.sub(r"[^a-z0-9.]+", "-", section.heading.lower()).strip("-")
+                name = f"figures/{len(files):02d}-{words}.svg"
+                files[name] = ('<?xml version="1.0" encoding="utf-8"?>\n' + figure.content).encode()
+    return files
 
 
 def caution(config: EvaluateConfig) -> str:
@@ -259,7 +286,7 @@ def _similarities(
 
 
 def _album(config: EvaluateConfig, compared: ComparedSet) -> Album | None:
-    if config.report.faces is None:
+    if config.report.faces is None or compared.members is not None:
         return None
     return Album(open_source(config.report.faces), pa.chunked_array([compared.image_ids]))
 
@@ -281,6 +308,48 @@ def _faces(album: Album, compared: ComparedSet, method: MethodResult) -> Section
         return Section(heading, f"None of {len(places)} images tried could be read.")
     strip = face_strip(faces, np.array(values), captions, f"Evenly spaced ranks of {method.name}.")
     return Section(heading, figures=[strip])
+
+
+def _similarities_section(compared: ComparedSet, method: MethodResult) -> Section:
+    """Return how the similarities lie, with the thresholds of each false match rate."""
+    points = [found.point for found in method.assessments]
+    figure = similarity_histograms(
+        compared.mated.similarities,
+        compared.nonmated.similarities,
+        [(f"FMR {point.asked_fmr:g}", point.threshold) for point in points],
+    )
+    text = "Mated comparisons below a threshold are missed; nonmated ones above it are let through."
+    return Section("The comparisons", text, figures=[figure])
+
+
+def _disagreements(album: Album, methods: Sequence[MethodResult]) -> list[Section]:
+    """Return the faces whose ranks by two methods differ most; the first method and each other."""
+    first, figures = methods[0], []
+    for other in methods[1:]:
+        known = np.flatnonzero(~np.isnan(first.qualities) & ~np.isnan(other.qualities))
+        if len(known) < _LEAST_RANKED:
+            continue
+        ranks = [stats.rankdata(method.qualities[known]) / len(known) for method in (first, other)]
+        apart = ranks[0] - ranks[1]
+        order = np.argsort(apart, kind="stable")
+        chosen = np.concatenate([order[:_APART], order[-_APART:]])
+        tiles = []
+        for place in chosen:
+            face = album.faces([int(known[place])])[0]
+            if face is not None:
+                both = f"{ranks[0][place]:.0%} and {ranks[1][place]:.0%}"
+                tiles.append((face, apart[place], both))
+        if tiles:
+            faces, values, words = zip(*tiles, strict=True)
+            caption = (
+                f"Difference of the ranks by {first.name} and by {other.name}; below, both ranks"
+                " (0 % is worst)."
+            )
+            figures.append(face_strip(faces, np.array(values), words, caption))
+    if not figures:
+        return []
+    text = "Faces that one method ranks high and another one low: look which of them is right."
+    return [Section("Where methods disagree", text, figures=figures)]
 
 
 def _severity(path: str, compared: ComparedSet, method: MethodResult) -> Section:

@@ -19,7 +19,11 @@ def percent(fraction: float) -> str:
 def better_section(config: EvaluateConfig, differences: pa.Table) -> list[Section]:
     """Return the paired differences of the methods by the area that tables show."""
     wanted = f"normalised_pauc_{config.discard_limit:g}"
-    shown = differences.filter(pc.equal(differences["figure"], wanted)).to_pylist()
+    chosen = pc.and_(
+        pc.equal(differences["figure"], wanted),
+        pc.equal(differences["recogniser"], config.recogniser),
+    )
+    shown = differences.filter(chosen).to_pylist()
     if not shown:
         return []
     rows: list[list[Cell]] = [
@@ -126,3 +130,32 @@ def groups_section(config: EvaluateConfig, groups: pa.Table) -> Section:
         " fractions: groups.csv."
     )
     return Section("Groups", text, tables=tables)
+
+
+def recognisers_section(config: EvaluateConfig, summary: pa.Table) -> list[Section]:
+    """Return what the methods are worth by each recogniser; nothing if there is one alone."""
+    if not config.others:
+        return []
+    names = [config.recogniser, *(other.name for other in config.others)]
+    figure = f"normalised_pauc_{config.discard_limit:g}"
+    tables = []
+    for fmr in config.fmr:
+        found = summary.filter(pc.equal(summary["fmr"], fmr)).to_pylist()
+        by = {(row["method"], row["recogniser"]): row for row in found}
+        rows: list[list[Cell]] = []
+        for method in dict.fromkeys(row["method"] for row in found):
+            cells: list[Cell] = [method]
+            for name in names:
+                row = by[method, name]
+                ends = {"low": row[f"{figure}_low"], "high": row[f"{figure}_high"]}
+                within = _ends(ends, ".3f")
+                value = "–" if np.isnan(row[figure]) else f"{row[figure]:.3f}"
+                cells.append(f"{value} ({within})" if within else value)
+            rows.append(cells)
+        title = f"Normalised pAUC@{config.discard_limit:g} at FMR {fmr:g} (95 % of the draws)"
+        tables.append(Table(["method", *names], rows, title))
+    text = (
+        "The same qualities by the errors of other recognisers: a quality of one may be worth less"
+        " to another."
+    )
+    return [Section("By recogniser", text, tables=tables)]

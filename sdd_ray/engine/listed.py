@@ -11,7 +11,7 @@ from sdd_ray.columns import IDENTITY, IMAGE_ID
 from sdd_ray.core.comparisons import ComparedPairs
 from sdd_ray.core.resampling import subjects_of
 from sdd_ray.core.templates import average_templates
-from sdd_ray.engine.evaluating import ComparedSet, Members
+from sdd_ray.engine.evaluating import ComparedSet, Members, compare_all
 from sdd_ray.engine.verifying import NOT_EMBEDDED, read_images, similarities_of
 from sdd_ray.errors import InputError
 from sdd_ray.formats.comparisons import read_comparisons
@@ -23,6 +23,17 @@ from sdd_ray.formats.pair_tables import (
 )
 from sdd_ray.settings import ComparisonsConfig, TemplatesConfig
 from sdd_ray.store.dataset import Dataset
+
+
+def compare(dataset: Dataset | None, config: ComparisonsConfig) -> ComparedSet:
+    """Return the comparisons of a list if one is configured, else all of the embeddings.
+
+    Raises:
+        InputError: See `compare_listed` and `compare_all`.
+    """
+    if dataset is None or config.is_listed:
+        return compare_listed(dataset, config)
+    return compare_all(dataset, config)
 
 
 def compare_listed(dataset: Dataset | None, config: ComparisonsConfig) -> ComparedSet:

@@ -137,6 +137,54 @@ def similarity_distributions(images: Sequence[ImageSimilarities]) -> list[Figure
     return [_similarity_panel(image, edges, tallest, digits) for image in images]
 
 
+@theme()
+def similarity_histograms(
+    mated: Floats, nonmated: Floats, thresholds: Sequence[tuple[str, float]]
+) -> Figure:
+    """Return how the similarities of all comparisons lie, and the thresholds between them.
+
+    Args:
+        mated: (M,) similarities of comparisons of one person.
+        nonmated: (L,) the same of two people.
+        thresholds: What each is called, and where it lies; NaN ones are left out.
+
+    Source:
+        Ou et al., "SDD-FIQA", CVPR 2021, figure 2, of a set.
+    """
+    ends = [float(f(sample)) for sample in (mated, nonmated) for f in (np.min, np.max)]
+    edges = np.linspace(min(ends) - 0.01, max(ends) + 0.01, 2 * _NUM_SIMILARITY_BINS + 1)
+    canvas, axes = new_axes(300, "Similarities of all comparisons")
+    for sample, colour, name in (
+        (nonmated, drawing.ORANGE, "nonmated"),
+        (mated, drawing.BLUE, "mated"),
+    ):
+        shares = _shares(sample, edges)
+        axes.stairs(shares, edges, fill=True, facecolor=colour, alpha=0.28)
+        axes.stairs(shares, edges, color=colour, linewidth=1.6, label=f"{name} ({sample.size:,})")
+    known = [(name, value) for name, value in thresholds if np.isfinite(value)]
+    for row, (name, value) in enumerate(known):
+        axes.axvline(value, color=drawing.INK, linewidth=1.2, dashes=(4, 2))
+        axes.annotate(
+            name,
+            (value, 1.0),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(5, -22 - 16 * row),
+            textcoords="offset points",
+            verticalalignment="top",
+        )
+    axes.set_ymargin(0.2)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.legend(loc="upper left", ncols=2, borderaxespad=0, handlelength=1.2)
+    axes.set_xlabel("cosine similarity")
+    axes.set_ylabel("comparisons (%)")
+    words = "; ".join(f"{name} at {value:.3f}" for name, value in known)
+    alt = (
+        f"{len(mated):,} mated similarities with median {np.median(mated):.2f}, {len(nonmated):,}"
+        f" nonmated ones with median {np.median(nonmated):.2f}. Thresholds: {words or 'none'}."
+    )
+    return Figure(to_svg(canvas), alt)
+
+
 def _shares(sample: Floats, edges: Floats) -> NDArray[np.float64]:
     """Return the percentage of a sample in each bin."""
     return np.asarray(100 * np.histogram(sample, edges)[0] / sample.size, dtype=np.float64)

@@ -30,6 +30,7 @@ from sdd_ray.settings.evaluation import (
     EvaluateConfig,
     GroupsConfig,
     MethodConfig,
+    OtherRecogniserConfig,
     ReportConfig,
     TemplatesConfig,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "MixedConfig",
     "NetworkConfig",
     "OptimiserConfig",
+    "OtherRecogniserConfig",
     "PairsConfig",
     "ParquetConfig",
     "PoolResources",

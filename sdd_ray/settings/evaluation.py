@@ -137,12 +137,26 @@ class GroupsConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class OtherRecogniserConfig:
+    """Another recogniser, whose errors the same qualities may predict or not."""
+
+    name: Text
+    """Name in tables."""
+    embeddings: Text
+    """Dataset written by embed, of the same images."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluateConfig:
     """Evaluate qualities by error versus discard curves; tables, figures and report at `output`."""
 
     embeddings: Text | None = None
     """Dataset written by embed: the recogniser whose errors a quality should predict. Needed unless
     `comparisons.scored` is given."""
+    recogniser: Text = "own"
+    """Name of that recogniser in tables."""
+    others: tuple[OtherRecogniserConfig, ...] = ()
+    """Other recognisers, by which all is computed as well."""
     output: Text
     """Folder of the results."""
     methods: Annotated[tuple[MethodConfig, ...], Field(min_length=1)]
@@ -173,6 +187,11 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if (self.embeddings is None) == (self.comparisons.scored is None):
             raise ValueError("give either embeddings or comparisons.scored")
+        recognisers = [self.recogniser, *(other.name for other in self.others)]
+        if len(set(recognisers)) < len(recognisers):
+            raise ValueError(f"recognisers need names of their own, got {recognisers}")
+        if self.others and self.embeddings is None:
+            raise ValueError("others go with embeddings, not with comparisons.scored")
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names) or "random" in names:
             raise ValueError(f"methods need names of their own, and not `random`; got {names}")

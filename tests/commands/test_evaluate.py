@@ -63,7 +63,15 @@ def test_outputs(do_evaluate, tmp_path):
     output = Location(str(tmp_path / "evaluation"))
     tables = ("advice", "correlations", "curves", "differences", "summary")
     names = [f"{name}.{kind}" for name in tables for kind in ("csv", "parquet")]
-    assert set(output.names()) == {*names, "manifest.json", "rejects.parquet", "report.html"}
+    others = {"figures", "manifest.json", "rejects.parquet", "report.html"}
+    assert set(output.names()) == {*names, *others}
+    drawn = (output / "figures").names()
+    assert drawn[0] == "01-the-comparisons.svg"
+    assert len(drawn) == 1 + 2 * 2
+    for name in drawn:
+        drawing = (output / "figures" / name).read_bytes()
+        assert drawing.startswith(b"<?xml")
+        assert drawing.endswith(b"</svg>")
 
     lines = out.splitlines()
     assert lines[0] == ("60 images of 12 identities, 120 mated and 1,650 nonmated comparisons")
@@ -423,3 +431,44 @@ def test_groups_of_others(do_evaluate, tmp_path):
     (tmp_path / "groups.csv").write_text("image_id,group\nx,a\nx,b\n")
     _, _, err = do_evaluate(f"groups.path={tmp_path}/groups.csv")
     assert "image_id has a value more than once" in err
+
+
+def test_other_recognisers_have_figures_of_their_own(do_evaluate, tmp_path):
+    rows, _ = made_rows()
+    unit = rows.embeddings + np.random.default_rng(0).standard_normal(rows.embeddings.shape) * 0.2
+    unit = (unit / np.linalg.norm(unit, axis=1, keepdims=True)).astype(np.float32)
+    write_embeddings(tmp_path / "second", Rows(unit, rows.codes))
+    others = f"others=[{{name: second, embeddings: {tmp_path}/second}}]"
+    status, out, _ = do_evaluate(others, "bootstrap.draws=20")
+    assert status == 0
+    alone = f"embeddings={tmp_path}/second"
+    do_evaluate(alone, f"output={tmp_path}/alone", "bootstrap.draws=20")
+    both, one = (
+        pa_csv.read_csv(str(tmp_path / name / "summary.csv")).to_pylist()
+        for name in ("evaluation", "alone")
+    )
+    assert [row["recogniser"] for row in both] == ["own"] * 4 + ["second"] * 4
+    for row, wanted in zip(both[4:], one, strict=True):
+        assert {**row, "recogniser": "own"} == wanted
+    assert "by second, FNMR in % at FMR 0.1, images discarded:" in out
+    page = page_of(tmp_path)
+    assert ">By recogniser</h2>" in page
+    inputs = read_json(Location(str(tmp_path / "evaluation")) / MANIFEST)["inputs"]
+    assert {"embeddings", "others.second"} <= inputs.keys()
+    status, _, err = do_evaluate(others.replace("second,", "own,"))
+    assert status == 2
+    assert "recognisers need names of their own" in err
+
+
+def test_faces_on_which_methods_disagree(do_evaluate, tmp_path):
+    rows, _ = made_rows()
+    methods = ", ".join(
+        f"{{name: {name}, path: {tmp_path}/noise.parquet, column: noise, kind: severity,"
+        f" sign: {sign}}}"
+        for name, sign in (("noise", -1), ("opposite", 1))
+    )
+    words = folder_of_faces(tmp_path / "faces", rows, set(range(1, 60)))
+    assert do_evaluate(f"methods=[{methods}]", *words)[0] == 0
+    page = page_of(tmp_path)
+    assert ">Where methods disagree</h2>" in page
+    assert "100% and 2%" in page
