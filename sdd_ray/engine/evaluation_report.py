@@ -22,6 +22,7 @@ from sdd_ray.engine.evaluation_sections import (
     advice_section,
     alike_section,
     better_section,
+    ends_in_words,
     groups_section,
     percent,
     recognisers_section,
@@ -75,7 +76,7 @@ def report_sections(
     sections += better_section(config, tables["differences"])
     sections += [_curves(config, methods, number) for number in range(len(config.fmr))]
     sections += recognisers_section(config, tables["summary"])
-    sections += advice_section(tables["advice"])
+    sections += advice_section(config, tables["advice"])
     sections += alike_section(tables["correlations"])
     if "groups" in tables:
         sections.append(groups_section(config, tables["groups"]))
@@ -184,8 +185,9 @@ def _interval(config: EvaluateConfig, method: MethodResult, number: int) -> str 
     """Return the ends of the interval of the area that tables show."""
     wanted = f"normalised_pauc_{config.discard_limit:g}"
     for figure in figures(method, number, protocol_of(config)):
-        if figure.name == wanted and not np.isnan(figure.interval.low):
-            return f"{figure.interval.low:.3f} to {figure.interval.high:.3f}"
+        if figure.name == wanted:
+            within = figure.interval
+            return ends_in_words({"low": within.low, "high": within.high}, ".3f")
     return None
 
 

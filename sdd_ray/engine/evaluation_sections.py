@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sdd_ray.engine.assessing import RANDOM
 from sdd_ray.report.page import Cell, Section, Table
 from sdd_ray.settings import EvaluateConfig
 
@@ -23,15 +24,20 @@ def better_section(config: EvaluateConfig, differences: pa.Table) -> list[Sectio
         pc.equal(differences["figure"], wanted),
         pc.equal(differences["recogniser"], config.recogniser),
     )
-    shown = differences.filter(chosen).to_pylist()
+    first = config.methods[0].name
+    shown = [
+        row
+        for row in differences.filter(chosen).to_pylist()
+        if row["method"] == first or row["other"] == RANDOM
+    ]
     if not shown:
         return []
     rows: list[list[Cell]] = [
         [
             f"{d['method']} and {d['other']}",
-            d["fmr"],
+            f"{d['fmr']:g}",
             f"{d['difference']:+.3f}",
-            _ends(d, "+.3f"),
+            ends_in_words(d, "+.3f"),
             {"better": f"{d['method']} is better", "worse": f"{d['other']} is better"}.get(
                 d["verdict"], "no difference is shown"
             ),
@@ -41,34 +47,36 @@ def better_section(config: EvaluateConfig, differences: pa.Table) -> list[Sectio
     text = (
         f"People are drawn with replacement {config.bootstrap.draws} times, and all figures are"
         " computed again, the threshold too, for all methods on the same draws. The first method of"
-        " a pair is better where the whole interval of the difference is below zero."
+        " a pair is better where the whole interval of the difference is below zero. All pairs and"
+        " figures: differences.csv."
     )
     heads = ["pair", "FMR", "difference", "95 % of the draws", "says"]
     title = f"Differences of normalised pAUC@{config.discard_limit:g}"
     return [Section("Which is better", text, tables=[Table(heads, rows, title)])]
 
 
-def _ends(row: Mapping[str, Any], form: str) -> str | None:
+def ends_in_words(row: Mapping[str, Any], form: str) -> str | None:
     """Return the ends of an interval, or None if there is none."""
     if np.isnan(row["low"]):
         return None
-    return f"{row['low']:{form}} to {row['high']:{form}}"
+    # Not to be broken: on a phone a table scrolls, and its rows stay low.
+    return f"{row['low']:{form}}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{row['high']:{form}}"
 
 
-def advice_section(advice: pa.Table) -> list[Section]:
-    """Return which quality to ask for."""
+def advice_section(config: EvaluateConfig, advice: pa.Table) -> list[Section]:
+    """Return which quality of the first method to ask for."""
+    first = config.methods[0].name
     rows: list[list[Cell]] = []
-    for row in advice.to_pylist():
+    for row in advice.filter(pc.equal(advice["method"], first)).to_pylist():
         by_share = row["aim"] == "discard"
         aim = "discard at most" if by_share else "FNMR at most"
         lacks = np.isnan(row["threshold"])
         rows.append(
             [
-                row["method"],
-                row["fmr"],
+                f"{row['fmr']:g}",
                 f"{aim} {percent(row['asked'])}",
                 "not reached" if lacks else f"{row['threshold']:.4g}",
-                _ends(row, ".4g"),
+                ends_in_words(row, ".4g"),
                 None if lacks else f"{row['discarded']:.1%}",
                 None if lacks else f"{row['fnmr']:.2%}",
             ]
@@ -76,11 +84,11 @@ def advice_section(advice: pa.Table) -> list[Section]:
     if not rows:
         return []
     text = (
-        "Images of a quality below the threshold are to be discarded. The similarity threshold is"
-        " the one at the FMR before anything is discarded. Thresholds hold for images like these;"
-        " where the interval is wide, so is the doubt."
+        f"Images whose {first} is below the threshold are to be discarded. The similarity threshold"
+        " is the one at the FMR before anything is discarded. Thresholds hold for images like"
+        " these; where the interval is wide, so is the doubt. All methods: advice.csv."
     )
-    heads = ["method", "FMR", "aim", "quality", "95 % of the draws", "discards", "FNMR left"]
+    heads = ["FMR", "aim", "quality", "95 % of the draws", "discards", "FNMR left"]
     return [Section("Which quality to ask for", text, tables=[Table(heads, rows)])]
 
 
@@ -148,7 +156,7 @@ def recognisers_section(config: EvaluateConfig, summary: pa.Table) -> list[Secti
             for name in names:
                 row = by[method, name]
                 ends = {"low": row[f"{figure}_low"], "high": row[f"{figure}_high"]}
-                within = _ends(ends, ".3f")
+                within = ends_in_words(ends, ".3f")
                 value = "–" if np.isnan(row[figure]) else f"{row[figure]:.3f}"
                 cells.append(f"{value} ({within})" if within else value)
             rows.append(cells)

@@ -4,7 +4,7 @@ Shapes: K points of a curve.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sdd_ray.report import drawing
 from sdd_ray.report.drawing import Figure, new_axes, theme, to_svg
 
-CurveKind = Literal["model", "label", "severity", "norm", "random", "oracle"]
+CurveKind = Literal["model", "label", "severity", "norm", "measure", "random", "oracle"]
 
 _NUM_POINTS = 400
 _NAME_GAP = 0.075  # of the height of the axes: two names need this much to be told apart
@@ -46,7 +46,7 @@ class _Style:
     dashes: Any
     marker: str
     width: float
-    order: int
+    order: float
 
 
 _STYLES: dict[CurveKind, _Style] = {
@@ -54,9 +54,19 @@ _STYLES: dict[CurveKind, _Style] = {
     "label": _Style(drawing.ORANGE, (0, (6, 1.6)), "s", 2.0, 5),
     "severity": _Style(drawing.GREEN, (0, (5, 1.6, 1.2, 1.6)), "^", 2.0, 4),
     "norm": _Style(drawing.PURPLE, (0, (3, 1.4)), "D", 2.0, 3),
+    "measure": _Style(drawing.GREEN, (0, (1.5, 1.2, 5, 1.2)), "P", 1.6, 2.5),
     "random": _Style(drawing.GREY, (0, (1.2, 1.6)), "x", 1.8, 2),
     "oracle": _Style(drawing.INK, (0, (8, 2, 1, 2, 1, 2)), "v", 1.4, 1),
 }
+
+_OTHERS: tuple[tuple[Any, str], ...] = (
+    ((0, (7, 1.5)), "s"),
+    ((0, (2.5, 1.2)), "^"),
+    ((0, (7, 1.5, 1.5, 1.5)), "D"),
+    ((0, (1.2, 1.2)), "v"),
+    ((0, (4, 1.2, 1.2, 1.2, 1.2, 1.2)), "X"),
+)
+"""Dashes and markers of the second and later curves of one kind."""
 
 
 @theme()
@@ -87,10 +97,11 @@ def error_curves(
         )
     canvas, axes = new_axes(310, title)
     shown = [_thinned(curve, discard_limit) if stepped else curve for curve in curves]
-    for curve in curves:
-        _draw_band(axes, curve)
-    for curve in shown:
-        _draw_curve(axes, curve, stepped)
+    styles = _styles(curves)
+    for curve, style in zip(curves, styles, strict=True):
+        _draw_band(axes, curve, style)
+    for curve, style in zip(shown, styles, strict=True):
+        _draw_curve(axes, curve, style, stepped)
     drawn = [c.errors for c in shown] + [c.high for c in curves if c.high is not None]
     highest = max(float(np.nanmax(values)) for values in drawn if np.isfinite(values).any())
     axes.set_ylim(0, 106 * highest if highest > 0 else 1)
@@ -108,8 +119,22 @@ def _thinned(curve: Curve, discard_limit: float) -> Curve:
     return Curve(curve.name, curve.kind, grid, curve.errors[at])
 
 
-def _draw_curve(axes: Axes, curve: Curve, stepped: bool) -> None:
-    style = _STYLES[curve.kind]
+def _styles(curves: Sequence[Curve]) -> list[_Style]:
+    """Return the style of each curve; those of one kind share a colour, and nothing else."""
+    found: list[_Style] = []
+    seen: dict[str, int] = {}
+    for curve in curves:
+        again = seen.get(curve.kind, 0)
+        seen[curve.kind] = again + 1
+        style = _STYLES[curve.kind]
+        if again:
+            dashes, marker = _OTHERS[(again - 1) % len(_OTHERS)]
+            style = replace(style, dashes=dashes, marker=marker)
+        found.append(style)
+    return found
+
+
+def _draw_curve(axes: Axes, curve: Curve, style: _Style, stepped: bool) -> None:
     axes.plot(
         100 * curve.discard_fractions,
         100 * curve.errors,
@@ -123,7 +148,7 @@ def _draw_curve(axes: Axes, curve: Curve, stepped: bool) -> None:
     )
 
 
-def _draw_band(axes: Axes, curve: Curve) -> None:
+def _draw_band(axes: Axes, curve: Curve, style: _Style) -> None:
     """Draw where 95 % of the draws lie, straight between the discard fractions that have them."""
     if curve.low is None or curve.high is None:
         return
@@ -132,7 +157,7 @@ def _draw_band(axes: Axes, curve: Curve) -> None:
         100 * curve.discard_fractions[known],
         100 * curve.low[known],
         100 * curve.high[known],
-        color=_STYLES[curve.kind].colour,
+        color=style.colour,
         alpha=0.13,
         linewidth=0,
         zorder=1.5,

@@ -161,23 +161,26 @@ def similarity_histograms(
         shares = _shares(sample, edges)
         axes.stairs(shares, edges, fill=True, facecolor=colour, alpha=0.28)
         axes.stairs(shares, edges, color=colour, linewidth=1.6, label=f"{name} ({sample.size:,})")
-    known = [(name, value) for name, value in thresholds if np.isfinite(value)]
-    for row, (name, value) in enumerate(known):
-        axes.axvline(value, color=drawing.INK, linewidth=1.2, dashes=(4, 2))
+    known = sorted((value, name) for name, value in thresholds if np.isfinite(value))
+    for row, (value, name) in enumerate(known):
+        # The lowest is named on its left, so that no line runs through a name.
+        is_left = row == 0 and len(known) > 1
+        axes.axvline(value, ymax=0.85, color=drawing.INK, linewidth=1.2, dashes=(4, 2))
         axes.annotate(
             name,
-            (value, 1.0),
+            (value, 0.85),
             xycoords=axes.get_xaxis_transform(),
-            xytext=(5, -22 - 16 * row),
+            xytext=(-5 if is_left else 5, -14 * max(row - 1, 0)),
             textcoords="offset points",
+            horizontalalignment="right" if is_left else "left",
             verticalalignment="top",
         )
-    axes.set_ymargin(0.2)
+    axes.set_ymargin(0.25)
     axes.set_xlim(edges[0], edges[-1])
     axes.legend(loc="upper left", ncols=2, borderaxespad=0, handlelength=1.2)
     axes.set_xlabel("cosine similarity")
     axes.set_ylabel("comparisons (%)")
-    words = "; ".join(f"{name} at {value:.3f}" for name, value in known)
+    words = "; ".join(f"{name} at {value:.3f}" for value, name in known)
     alt = (
         f"{len(mated):,} mated similarities with median {np.median(mated):.2f}, {len(nonmated):,}"
         f" nonmated ones with median {np.median(nonmated):.2f}. Thresholds: {words or 'none'}."

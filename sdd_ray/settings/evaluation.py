@@ -18,6 +18,8 @@ from sdd_ray.settings.source import SourceConfig, SyntheticConfig
 from sdd_ray.settings.training import OptimiserConfig
 from sdd_ray.settings.verification import PairsConfig
 
+_LEAST_DRAWS = 100
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class MethodConfig:
@@ -35,8 +37,9 @@ class MethodConfig:
     """Column that names the image, such as Filename in the tables of OFIQ."""
     root: Text | None = None
     """Folder that the names begin with and image_ids do not: it is taken off."""
-    kind: Literal["model", "label", "severity", "norm", "oracle"] = "model"
-    """What the values are; decides how their curve is drawn."""
+    kind: Literal["model", "label", "severity", "norm", "measure", "oracle"] = "model"
+    """What the values are; decides how their curve is drawn. A `model` may know the compared images
+    from its training, which the report then warns of; a `measure` needs no training."""
     sign: Literal[1, -1] = 1
     """-1 for values of which smaller is better."""
 
@@ -111,6 +114,13 @@ class BootstrapConfig:
     """Draws; the intervals hold 95 % of them. 0: no intervals, and no method is called better."""
     seed: Seed = 0
     """Draws the people."""
+
+    def __post_init__(self) -> None:
+        if 0 < self.draws < _LEAST_DRAWS:
+            raise ValueError(
+                f"expected at least {_LEAST_DRAWS} draws, or 0, got {self.draws}: the ends of an"
+                " interval of fewer are chance"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -160,7 +160,7 @@ def test_templates_are_compared_by_their_averages_and_mean_qualities(tmp_path, r
             methods=(MethodConfig(name="q", path=str(file)),),
             comparisons=config,
             fmr=(0.2,),
-            bootstrap=BootstrapConfig(draws=3),
+            bootstrap=BootstrapConfig(draws=0),
         ),
         found,
     )
