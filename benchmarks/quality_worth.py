@@ -135,8 +135,8 @@ def load_faces(images: str, embeddings: str, other: str | None) -> Faces:
     return Faces(ids, people, pixels, unit, np.asarray(table["norm"]), second)
 
 
-def distances(faces: Faces, labels: str, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the labels in [0, 100] and the bounds on their errors, in label units."""
+def distances(faces: Faces, labels: str, seed: int) -> tuple[NDArray[Any], NDArray[Any], float]:
+    """Return labels in [0, 100], bounds on the errors of distances, label units per distance."""
     rng = np.random.default_rng(seed)
     similarities = faces.unit @ faces.unit.T
     codes = np.unique(faces.people.astype(str), return_inverse=True)[1]
@@ -157,7 +157,7 @@ def distances(faces: Faces, labels: str, seed: int) -> tuple[NDArray[Any], NDArr
             values[row] = wasserstein_distance(own[same], nonmated)
         low, high = values.min(), values.max()
         rounds.append(100 * (values - low) / (high - low))
-    return np.mean(rounds, axis=0).astype(np.float32), bound * 100 / (high - low)
+    return np.mean(rounds, axis=0).astype(np.float32), bound, float(100 / (high - low))
 
 
 def uneven_rows(people: NDArray[np.object_], seed: int) -> NDArray[np.int64]:
@@ -208,7 +208,7 @@ def train(
     """Train a variant; return what predicts qualities."""
     if variant.uneven:
         faces = faces.take(uneven_rows(faces.people, seed))
-    targets, bounds = distances(faces, variant.labels, seed)
+    targets, bounds, label_per_distance = distances(faces, variant.labels, seed)
     _, place, count = np.unique(faces.people.astype(str), return_inverse=True, return_counts=True)
     mated = count[place] - 1
     weights = LabelWeights.fit(
@@ -217,7 +217,7 @@ def train(
         variant.weighting,
         num_mated=mated,
         error_bound=bounds,
-        label_per_distance=1.0,
+        label_per_distance=label_per_distance,
     ).apply(targets, mated, bounds)
     spec = RecogniserSpec("torch", options.recogniser, preprocessing=PRESETS[options.preset])
     backbone = load_backbone(spec)
