@@ -22,7 +22,7 @@ from sdd_ray.core.assessment import Assessment, ComparedSides, Protocol, assess,
 from sdd_ray.core.comparisons import ComparedPairs
 from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS
 from sdd_ray.core.error_rates import counts_within
-from sdd_ray.core.resampling import Drawn, drawn_figures, subject_draw
+from sdd_ray.core.resampling import drawn_figures, subject_draw, weigh
 
 FMRS = (1e-2, 1e-3, 1e-4)
 _MATED = 19_557
@@ -102,7 +102,7 @@ def main() -> None:
 
         def draws() -> None:
             for number in range(options.draws):
-                drawn = Drawn.of(sides, people, subject_draw(int(people.max()) + 1, 0, number))
+                drawn = weigh(sides, people, subject_draw(int(people.max()) + 1, 0, number))
                 for ranks in ranked:
                     drawn_figures(sides, ranks, drawn, protocol)
 

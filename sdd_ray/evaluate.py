@@ -37,7 +37,7 @@ def run(config: EvaluateConfig) -> None:
         with session(config.ray):
             evaluations = []
             for name, dataset in datasets.items():
-                compared = compare(dataset, config.comparisons)
+                compared = compare(dataset, config.comparisons, config.fmr)
                 methods = evaluate_methods(config, compared)
                 evaluations.append(Evaluation(name, compared, methods))
         publish(config, evaluations, output)

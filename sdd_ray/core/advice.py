@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sdd_ray.core.discarding import Sums
 from sdd_ray.core.error_rates import counts_within
-
-Counts = NDArray[np.int64] | NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,9 @@ class RankCounts:
         qualities: (U,) quality of each rank, increasing.
     """
 
-    images: Counts
-    mated: Counts
-    missed: Counts
+    images: Sums
+    mated: Sums
+    missed: Sums
     qualities: NDArray[np.float64]
 
     def at(self, rank: int) -> Advice:

@@ -16,12 +16,14 @@ from sdd_ray.core.comparisons import ComparedPairs
 from sdd_ray.core.discarding import (
     ErrorDiscardCurve,
     Ranks,
+    Sums,
     TopNonmated,
+    at_least,
     false_non_matches,
-    points_kept,
+    lowest_ranks,
     rank_qualities,
-    remaining_at,
     step_curve,
+    top_nonmated,
 )
 from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS, check_fractions, errors_at
 from sdd_ray.core.edc_areas import Area, aoc, best_pauc, normalised_pauc, pauc
@@ -32,7 +34,6 @@ EDC_DISCARD_FRACTIONS: NDArray[np.float64] = np.arange(96) / 100
 EDC_DISCARD_FRACTIONS.setflags(write=False)
 
 PairQuality = Literal["minimum", "maximum", "mean"]
-Weights = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,16 @@ class ComparedSides:
     """The comparisons of an evaluation, ready to be assessed by any number of qualities.
 
     Attributes:
-        mated, nonmated: M and K comparisons.
-        top: The largest nonmated similarities in order.
+        mated: M comparisons.
+        top: The largest nonmated similarities in order, and how many nonmated comparisons there
+            are.
+        nonmated: K comparisons; None where they are all those between images of two people (and
+            `mated` all others), too many to be held.
     """
 
     mated: ComparedPairs
-    nonmated: ComparedPairs
     top: TopNonmated
+    nonmated: ComparedPairs | None = None
 
     @classmethod
     def of(
@@ -88,12 +92,17 @@ class ComparedSides:
             ValueError: A kind of comparison is missing, or a similarity is NaN.
         """
         check_similarities(mated.similarities, "mated")
-        return cls(mated, nonmated, TopNonmated(nonmated.similarities, max(fmrs)))
+        given = (nonmated.first, nonmated.second, nonmated.similarities)
+        return cls(mated, top_nonmated(*given, max(fmrs)), nonmated)
 
     def points(self, fmrs: Sequence[float]) -> list[OperatingPoint]:
         """Return threshold and achieved rate before anything is discarded, for each rate."""
-        size = len(self.nonmated.similarities)
-        solved = self.top.solve(np.ones(size, np.int16), 1, fmrs)
+        top, size = self.top, self.top.size
+        everything = np.zeros(1, np.int64), np.array([size])
+        ranks, all_ranks = np.zeros(len(top.sorted), np.int32), None
+        if top.all is not None:
+            all_ranks = np.zeros(size, np.int32)
+        solved = top.solve(ranks, *everything, fmrs, all_ranks)
         return [
             OperatingPoint(float(threshold[0]), rate, float(achieved[0]), size)
             for rate, threshold, achieved in zip(
@@ -155,16 +164,34 @@ class RankedSides:
 
     Attributes:
         images: Of the N images.
-        mated, nonmated: (M,) and (K,) of the comparisons.
-        number: Ranks of comparisons there are.
-        leaving: (number,) how many of what the EVRC discards have each rank.
+        mated: (M,) of the mated comparisons.
+        top: (T,) of the largest nonmated ones.
+        nonmated: (K,) of all of them, if they are held.
+        number: U, ranks of comparisons there are.
     """
 
     images: Ranks
     mated: NDArray[np.int32]
-    nonmated: NDArray[np.int32]
+    top: NDArray[np.int32]
+    nonmated: NDArray[np.int32] | None
     number: int
-    leaving: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """How often images and comparisons count; see `sdd_ray.core.resampling`.
+
+    Attributes:
+        images: (N,) of the images, whole numbers.
+        mated: (M,) of the mated comparisons.
+        nonmated: (K,) of the nonmated ones, if they are held.
+        top: (T,) of the largest nonmated ones.
+    """
+
+    images: NDArray[np.float64]
+    mated: NDArray[np.float64]
+    nonmated: NDArray[np.float64] | None
+    top: NDArray[np.float64]
 
 
 def rank_sides(
@@ -173,24 +200,59 @@ def rank_sides(
     """Return the ranks of all comparisons under a quality.
 
     Raises:
-        ValueError: The images are discarded by another pair quality than the minimum.
+        ValueError: Images are discarded by another pair quality than the minimum, or comparisons
+            that are not held are.
     """
+    how = protocol.pair_quality
+    if how != "minimum" and protocol.discarded == "images":
+        raise ValueError(f"images cannot be discarded by the {how}")
+    if how != "minimum" and sides.nonmated is None:
+        raise ValueError(f"the {how} needs all nonmated comparisons at hand")
+    ends = [(c.first, c.second) for c in (sides.mated, sides.top)]
+    ends += [(c.first, c.second) for c in (sides.nonmated,) if c is not None]
     images = rank_qualities(qualities)
-    both = (sides.mated, sides.nonmated)
-    if protocol.pair_quality == "mean":
-        means = [(qualities[c.first] + qualities[c.second]) / 2 for c in both]
+    if how == "mean":
+        means = [(qualities[first] + qualities[second]) / 2 for first, second in ends]
         ranks = rank_qualities(np.concatenate(means))
-        number, of = ranks.number, np.split(ranks.of, [len(means[0])])
+        cuts = np.cumsum([len(part) for part in means])[:-1]
+        number, of = ranks.number, np.split(ranks.of, cuts)
     else:
-        lower = np.minimum if protocol.pair_quality == "minimum" else np.maximum
-        number, of = images.number, [lower(images.of[c.first], images.of[c.second]) for c in both]
-    if protocol.discarded == "comparisons":
-        leaving = np.bincount(of[0], minlength=number) + np.bincount(of[1], minlength=number)
-    elif protocol.pair_quality == "minimum":
-        leaving = np.bincount(images.of, minlength=number)
-    else:
-        raise ValueError(f"images cannot be discarded by the {protocol.pair_quality}")
-    return RankedSides(images, of[0], of[1], number, leaving)
+        lower = np.minimum if how == "minimum" else np.maximum
+        of = [lower(images.of[first], images.of[second]) for first, second in ends]
+        number = images.number
+    return RankedSides(images, of[0], of[1], of[2] if len(of) > 2 else None, number)
+
+
+def nonmated_at_least(ranked: RankedSides, weights: Weights | None = None) -> Sums:
+    """Return (U,) how many nonmated comparisons have each rank or a higher one, or their weights.
+
+    Where they are not held they are counted by their images: all pairs of these but the mated ones.
+    """
+    if ranked.nonmated is not None:
+        given = None if weights is None else weights.nonmated
+        held: Sums = np.bincount(ranked.nonmated, given, ranked.number)
+        return at_least(held)
+    if weights is None:
+        images = at_least(np.bincount(ranked.images.of, minlength=ranked.number))
+        mated = at_least(np.bincount(ranked.mated, minlength=ranked.number))
+        counted: Sums = images * (images - 1) // 2 - mated
+        return counted
+    # A mated pair is one of two copies of a person drawn w times: its product would be w * w.
+    own = np.bincount(ranked.images.of, weights.images, ranked.number)
+    squares = np.bincount(ranked.images.of, weights.images**2, ranked.number)
+    mated_squares = np.bincount(ranked.mated, weights.mated**2, ranked.number)
+    pairs = (at_least(own) ** 2 - at_least(squares)) / 2
+    return np.asarray(np.round(pairs - at_least(mated_squares)))
+
+
+def leaving(ranked: RankedSides, protocol: Protocol, weights: Weights | None = None) -> Sums:
+    """Return (U,) how many of what the EVRC discards have each rank, or their weights."""
+    if protocol.discarded == "images":
+        images = None if weights is None else weights.images
+        return np.asarray(np.bincount(ranked.images.of, images, ranked.number))
+    mated = np.bincount(ranked.mated, None if weights is None else weights.mated, ranked.number)
+    up_from = nonmated_at_least(ranked, weights)
+    return np.asarray(mated + up_from - np.append(up_from[1:], 0))
 
 
 def assess(
@@ -231,10 +293,10 @@ def rank_counts(
         sides: The comparisons.
         ranked: Their ranks, of the minimum of two images.
         threshold: Similarity; NaN makes all sums of false non-matches NaN.
-        weights: Of images and of mated comparisons; None: each counts once.
+        weights: None: each counts once.
     """
     missed = is_false_non_match(sides.mated.similarities, threshold)
-    images, mated = (None, None) if weights is None else weights
+    images, mated = (None, None) if weights is None else (weights.images, weights.mated)
     wrong = np.bincount(
         ranked.mated[missed], None if mated is None else mated[missed], ranked.number
     )
@@ -256,21 +318,28 @@ def _edcs(
     sides: ComparedSides, ranked: RankedSides, points: Sequence[OperatingPoint]
 ) -> list[tuple[ErrorDiscardCurve, ErrorDiscardCurve]]:
     """Return FNM-EDC and FM-EDC of each operating point."""
-    totals = [np.bincount(of, minlength=ranked.number) for of in (ranked.mated, ranked.nonmated)]
-    top = ranked.nonmated[sides.top.order]
+    number = ranked.number
+    up_from = nonmated_at_least(ranked)
+    totals = [
+        np.bincount(ranked.mated, minlength=number),
+        up_from - np.append(up_from[1:], 0),
+    ]
     curves = []
     for point in points:
         missed = ranked.mated[is_false_non_match(sides.mated.similarities, point.threshold)]
-        above = round(point.achieved_fmr * point.num_nonmated) if point.attainable else 0
-        passed = top[:above] if above <= len(top) else _passed(sides, ranked, point.threshold)
-        wrong = [np.bincount(of, minlength=ranked.number) for of in (missed, passed)]
+        passed = _passed(sides, ranked, point)
+        wrong = [np.bincount(of, minlength=number) for of in (missed, passed)]
         fnm, fm = (step_curve(*c, point.threshold) for c in zip(totals, wrong, strict=True))
         curves.append((fnm, fm))
     return curves
 
 
-def _passed(sides: ComparedSides, ranked: RankedSides, threshold: float) -> NDArray[np.int32]:
-    return ranked.nonmated[sides.nonmated.similarities > threshold]
+def _passed(sides: ComparedSides, ranked: RankedSides, point: OperatingPoint) -> NDArray[np.int32]:
+    """Return the ranks of the nonmated comparisons that are let through."""
+    above = round(point.achieved_fmr * point.num_nonmated) if point.attainable else 0
+    if above <= len(ranked.top) or sides.nonmated is None or ranked.nonmated is None:
+        return ranked.top[:above]
+    return ranked.nonmated[sides.nonmated.similarities > point.threshold]
 
 
 @dataclass(frozen=True)
@@ -281,11 +350,11 @@ class _Solved:
 
 def _evrc(sides: ComparedSides, ranked: RankedSides, protocol: Protocol) -> list[_Solved]:
     grid = protocol.grid
-    by_rank = points_kept(ranked.leaving, grid)
-    kept = by_rank[ranked.mated]
-    solved = sides.top.solve(by_rank[ranked.nonmated], len(grid), protocol.fmrs)
-    errors = false_non_matches(sides.mated.similarities, kept, solved.thresholds)
-    remaining = remaining_at(kept, len(grid))
+    lowest = lowest_ranks(leaving(ranked, protocol), grid)
+    there = np.asarray(nonmated_at_least(ranked)[lowest], np.int64)
+    solved = sides.top.solve(ranked.top, lowest, there, protocol.fmrs, ranked.nonmated)
+    errors = false_non_matches(sides.mated.similarities, ranked.mated, lowest, solved.thresholds)
+    remaining = at_least(np.bincount(ranked.mated, minlength=ranked.number))[lowest]
     return [
         _Solved(ErrorDiscardCurve(grid, missed, thresholds, remaining), achieved)
         for missed, thresholds, achieved in zip(

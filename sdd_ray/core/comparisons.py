@@ -1,4 +1,4 @@
-"""Comparisons between the images of a set: all mated ones, and all or a share of the nonmated ones.
+"""Comparisons between the images of a set: all mated ones, and all, some or the largest nonmated.
 
 Shapes: N images of the set, D numbers of an embedding, A rows of one tile, K comparisons.
 """
@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdd_ray.core.hashing import GOLDEN, mix, unit_interval
+
+_PAIRS_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,87 @@ def compare_tile(
         _pairs(similarities, mated_first, mated_second, start),
         _pairs(similarities, first, second, start),
     )
+
+
+def mated_pairs(codes: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return the two images of all mated comparisons, ordered by (first, second).
+
+    Args:
+        codes: (N,) number of the identity of each image.
+
+    Example:
+        >>> [ends.tolist() for ends in mated_pairs(np.array([1, 0, 1, 1, 0]))]
+        [[0, 0, 1, 2], [2, 3, 4, 3]]
+    """
+    order = np.argsort(codes, kind="stable")
+    cuts = np.flatnonzero(np.diff(codes[order])) + 1
+    firsts, seconds = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    for rows in np.split(order.astype(np.int32), cuts):
+        a, b = np.triu_indices(len(rows), 1)
+        firsts.append(rows[a])
+        seconds.append(rows[b])
+    first, second = np.concatenate(firsts), np.concatenate(seconds)
+    by = np.lexsort((second, first))
+    return first[by], second[by]
+
+
+def sampled_nonmated(
+    codes: NDArray[np.int64], number: int, seed: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return the two images of nonmated comparisons drawn evenly, each at most once.
+
+    Args:
+        codes: (N,) number of the identity of each image; at least two of them.
+        number: How many; fewer than there are.
+        seed: Draws them.
+
+    Returns:
+        Ordered by (first, second).
+    """
+    generator = np.random.default_rng([seed, 1])
+    size = len(codes)
+    keys = np.zeros(0, np.int64)
+    while len(keys) < number:
+        a, b = generator.integers(0, size, (2, number + number // 4 + 64))
+        usable = codes[a] != codes[b]
+        drawn = np.minimum(a, b)[usable] * size + np.maximum(a, b)[usable]
+        # In order of their first draw, so that more draws only add to those that there are.
+        everything = np.concatenate([keys, drawn])
+        keys = everything[np.sort(np.unique(everything, return_index=True)[1])]
+    keys = np.sort(keys[:number])
+    return (keys // size).astype(np.int32), (keys % size).astype(np.int32)
+
+
+def similarities_between(
+    unit: NDArray[np.float32], first: NDArray[np.int32], second: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    """Return the (K,) cosines of pairs of rows of (N, D) unit embeddings."""
+    found = np.empty(len(first), np.float32)
+    for start in range(0, len(first), _PAIRS_AT_ONCE):
+        some = slice(start, start + _PAIRS_AT_ONCE)
+        found[some] = np.einsum("pd,pd->p", unit[first[some]], unit[second[some]])
+    return found
+
+
+def largest_of_tile(
+    unit: NDArray[np.float32],
+    codes: NDArray[np.int64],
+    rows: tuple[int, int],
+    cutoff: float,
+) -> ComparedPairs:
+    """Return the nonmated comparisons of some images with all later ones above a similarity.
+
+    Args:
+        unit: (N, D) embeddings of unit length.
+        codes: (N,) number of the identity of each image.
+        rows: First row of the tile, and the row after its last.
+        cutoff: Similarity.
+    """
+    start, stop = rows
+    similarities = unit[start:stop] @ unit[start:].T
+    first, second = np.nonzero(similarities > cutoff)
+    wanted = (second > first) & (codes[start + first] != codes[start + second])
+    return _pairs(similarities, first[wanted], second[wanted], start)
 
 
 def count_nonmated(codes: NDArray[np.int64]) -> int:

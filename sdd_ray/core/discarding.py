@@ -12,11 +12,15 @@ points (discard fractions), F false match rates.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdd_ray.core.error_rates import Similarities, check_similarities, counts_within
+
+Sums = NDArray[Any]
+"""Counts (int64), or sums of whole-numbered weights (float64)."""
 
 _LEAST_KEPT = 4096
 _SPARE = 4
@@ -39,7 +43,7 @@ class Ranks:
     qualities: NDArray[np.float64]
 
 
-def rank_qualities(qualities: NDArray[np.float32] | NDArray[np.float64]) -> Ranks:
+def rank_qualities(qualities: NDArray[np.floating[Any]]) -> Ranks:
     """Return the ranks of N qualities, larger is better, NaN and minus infinity for failures.
 
     Example:
@@ -72,8 +76,8 @@ class ErrorDiscardCurve:
 
 
 def step_curve(
-    total: NDArray[np.int64] | NDArray[np.float64],
-    wrong: NDArray[np.int64] | NDArray[np.float64],
+    total: Sums,
+    wrong: Sums,
     threshold: float,
 ) -> ErrorDiscardCurve:
     """Return the exact curve at a threshold that stays: one point for each rank that occurs.
@@ -95,10 +99,8 @@ def step_curve(
     )
 
 
-def points_kept(
-    rank_counts: NDArray[np.int64] | NDArray[np.float64], discard_fractions: NDArray[np.float64]
-) -> NDArray[np.int16]:
-    """Return at how many of the points each rank is still there.
+def lowest_ranks(rank_counts: Sums, discard_fractions: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the lowest rank that is still there at each point.
 
     At a point as many of the lowest ranks leave as their counts allow without exceeding the
     fraction; equal ranks leave together.
@@ -106,29 +108,25 @@ def points_kept(
     Args:
         rank_counts: (U,) how many of what is discarded, images or comparisons, have each rank, or
             sums of their whole-numbered weights.
-        discard_fractions: (P,) increasing, from 0, below 1; P < 2^15.
+        discard_fractions: (P,) increasing, from 0, below 1.
 
-    Returns:
-        (U,) a rank is there at points below this number.
+    Example:
+        >>> lowest_ranks(np.array([1, 2, 1]), np.array([0, 0.25, 0.5, 0.75])).tolist()
+        [0, 1, 1, 2]
     """
     up_to = rank_counts.cumsum()
     allowed = counts_within(discard_fractions, int(up_to[-1]))
-    lowest = np.searchsorted(up_to, allowed, "right")
-    return np.searchsorted(lowest, np.arange(len(rank_counts)), "right").astype(np.int16)
+    return np.searchsorted(up_to, allowed, "right")
 
 
-def remaining_at(kept: NDArray[np.int16], points: int) -> NDArray[np.int64]:
-    """Return (P,) how many comparisons are there at each point.
-
-    Args:
-        kept: (N,) number of points at which each comparison is there.
-        points: P.
+def at_least(by_rank: Sums) -> Sums:
+    """Return (U,) sums over each rank and all higher ones.
 
     Example:
-        >>> remaining_at(np.array([1, 3, 2], np.int16), 3).tolist()
-        [3, 2, 1]
+        >>> at_least(np.array([1, 2, 4])).tolist()
+        [7, 6, 4]
     """
-    return np.bincount(kept, minlength=points + 1)[::-1].cumsum()[::-1][1:]
+    return by_rank[::-1].cumsum()[::-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,92 +142,125 @@ class Thresholds:
     achieved: NDArray[np.float64]
 
 
+class NotDeepEnoughError(Exception):
+    """The largest similarities do not reach down to a threshold; more of them are needed."""
+
+
+@dataclass(frozen=True, eq=False)
 class TopNonmated:
     """The largest nonmated similarities in order, in which thresholds are found.
 
-    Args:
-        similarities: (K,) of all nonmated comparisons; not copied.
-        largest_fmr: Largest false match rate that will be asked for, in (0, 1).
-
     Attributes:
-        similarities: The given ones.
-        order: (T,) which comparisons are the largest, largest first, T <= K.
+        size: K, nonmated comparisons there are.
+        first, second: (T,) the images of the largest, largest first; T <= K.
         sorted: (T,) their similarities.
-
-    Raises:
-        ValueError: There is no comparison, or a similarity is NaN.
+        all: (K,) similarities of all of them, where these are at hand.
     """
 
-    def __init__(self, similarities: Similarities, largest_fmr: float) -> None:
-        check_similarities(similarities, "nonmated")
-        size = similarities.size
-        wanted = min(size, max(_LEAST_KEPT, math.ceil(_SPARE * largest_fmr * size)))
-        top = np.arange(size)
-        if wanted < size:
-            top = np.argpartition(similarities, size - wanted)[size - wanted :]
-        self.similarities = similarities
-        self.order = top[np.argsort(-similarities[top], kind="stable")]
-        self.sorted = similarities[self.order]
+    size: int
+    first: NDArray[np.int32]
+    second: NDArray[np.int32]
+    sorted: Similarities
+    all: Similarities | None = None
 
-    def solve(self, kept: NDArray[np.int16], points: int, rates: Sequence[float]) -> Thresholds:
+    def solve(
+        self,
+        ranks: NDArray[np.int32],
+        lowest: NDArray[np.int64],
+        remaining: NDArray[np.int64],
+        rates: Sequence[float],
+        all_ranks: NDArray[np.int32] | None = None,
+    ) -> Thresholds:
         """Return the lowest observed similarities that hold the rates at each point.
 
         Args:
-            kept: (K,) number of points at which each nonmated comparison is there.
-            points: P.
-            rates: F false match rates, in (0, 1), at most `largest_fmr` for speed.
+            ranks: (T,) of the largest comparisons.
+            lowest: (P,) lowest rank that is there at each point.
+            remaining: (P,) nonmated comparisons that are there.
+            rates: F false match rates, in (0, 1).
+            all_ranks: (K,) of all comparisons, for thresholds below the sorted similarities.
 
         Raises:
             ValueError: A rate is outside (0, 1).
+            NotDeepEnoughError: A threshold lies below the sorted similarities, and there are no
+                others at hand.
 
         Source:
             The rule of `sdd_ray.core.error_rates.threshold_at_fmr`.
         """
         if not all(0 < rate < 1 for rate in rates):
             raise ValueError(f"expected false match rates in (0, 1), got {list(rates)}")
-        found = np.full((2, len(rates), points), np.nan)
-        remaining = remaining_at(kept, points)
-        top = kept[self.order]
+        found = np.full((2, len(rates), len(lowest)), np.nan)
         for point in np.flatnonzero(remaining):
-            there = self.sorted[top > point]
+            there = self.sorted[ranks >= lowest[point]]
             allowed = counts_within(np.asarray(rates, np.float64), int(remaining[point]))
             for place in np.flatnonzero(allowed > 0):
-                found[:, place, point] = self._one(
-                    there, kept, int(point), int(allowed[place]), int(remaining[point])
-                )
+                if allowed[place] < len(there):
+                    threshold = float(there[allowed[place]])
+                    above = int(np.searchsorted(-there, -threshold, "left"))
+                elif self.all is not None and all_ranks is not None:
+                    rest = self.all[all_ranks >= lowest[point]]
+                    threshold, above = _nth_largest(rest, int(allowed[place]))
+                else:
+                    raise NotDeepEnoughError
+                found[:, place, point] = threshold, above / remaining[point]
         return Thresholds(*found)
 
-    def _one(
-        self, there: Similarities, kept: NDArray[np.int16], point: int, allowed: int, remaining: int
-    ) -> tuple[float, float]:
-        """Return threshold and achieved rate, from the sorted ones if they reach deep enough."""
-        if allowed < len(there):
-            threshold = there[allowed]
-            above = int(np.searchsorted(-there, -threshold, "left"))
-        else:
-            rest = self.similarities[kept > point]
-            threshold = np.partition(rest, remaining - 1 - allowed)[remaining - 1 - allowed]
-            above = int(np.count_nonzero(rest > threshold))
-        return float(threshold), above / remaining
+
+def top_nonmated(
+    first: NDArray[np.int32],
+    second: NDArray[np.int32],
+    similarities: Similarities,
+    largest_fmr: float,
+) -> TopNonmated:
+    """Return the largest similarities of comparisons that are all at hand.
+
+    Args:
+        first: (K,) one image of each nonmated comparison.
+        second: (K,) the other one.
+        similarities: (K,) of the comparisons.
+        largest_fmr: Largest false match rate that will be asked for, in (0, 1): for speed.
+
+    Raises:
+        ValueError: There is no comparison, or a similarity is NaN.
+    """
+    check_similarities(similarities, "nonmated")
+    size = similarities.size
+    wanted = min(size, max(_LEAST_KEPT, math.ceil(_SPARE * largest_fmr * size)))
+    top = np.arange(size)
+    if wanted < size:
+        top = np.argpartition(similarities, size - wanted)[size - wanted :]
+    order = top[np.argsort(-similarities[top], kind="stable")]
+    return TopNonmated(size, first[order], second[order], similarities[order], similarities)
+
+
+def _nth_largest(similarities: Similarities, above: int) -> tuple[float, int]:
+    """Return the similarity with `above` larger or equal ones before it, and the truly larger."""
+    rank = similarities.size - 1 - above
+    threshold = np.partition(similarities, rank)[rank]
+    return float(threshold), int(np.count_nonzero(similarities > threshold))
 
 
 def false_non_matches(
-    mated: Similarities, kept: NDArray[np.int16], thresholds: NDArray[np.float64]
+    mated: Similarities,
+    ranks: NDArray[np.int32],
+    lowest: NDArray[np.int64],
+    thresholds: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Return (F, P) false non-match rates of the mated comparisons that are there.
 
     Args:
         mated: (M,) similarities.
-        kept: (M,) number of points at which each comparison is there.
+        ranks: (M,) of the comparisons.
+        lowest: (P,) lowest rank that is there at each point.
         thresholds: (F, P); NaN gives NaN, and so does a point without a comparison.
     """
-    points = thresholds.shape[1]
-    remaining = remaining_at(kept, points)
     rates = np.full(thresholds.shape, np.nan)
     exact = mated.astype(np.float64)
-    for point in np.flatnonzero(remaining):
-        there = exact[kept > point]
+    for point, rank in enumerate(lowest):
+        there = exact[ranks >= rank]
         for place in np.flatnonzero(~np.isnan(thresholds[:, point])):
-            wrong = np.count_nonzero(there < thresholds[place, point])
-            rates[place, point] = wrong / remaining[point]
+            if len(there):
+                wrong = np.count_nonzero(there < thresholds[place, point])
+                rates[place, point] = wrong / len(there)
     return rates

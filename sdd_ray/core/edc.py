@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 
 from sdd_ray.core.discarding import (
     ErrorDiscardCurve,
-    TopNonmated,
+    at_least,
     false_non_matches,
-    points_kept,
+    lowest_ranks,
     rank_qualities,
-    remaining_at,
     step_curve,
+    top_nonmated,
 )
 from sdd_ray.core.error_rates import (
     Similarities,
@@ -178,17 +178,20 @@ def evrc(
     ranks = rank_qualities(np.concatenate(given if population is None else [*given, population]))
     size, pairs = mated.similarities.size, mated.similarities.size + nonmated.similarities.size
     leaving = ranks.of if population is None else ranks.of[pairs:]
-    by_rank = points_kept(np.bincount(leaving, minlength=ranks.number), discard_fractions)
-    kept, kept_nonmated = by_rank[ranks.of[:size]], by_rank[ranks.of[size:pairs]]
-    points = len(discard_fractions)
-    top = TopNonmated(nonmated.similarities, fmr)
-    thresholds = top.solve(kept_nonmated, points, [fmr]).thresholds
-    errors = false_non_matches(mated.similarities, kept, thresholds)[0]
+    lowest = lowest_ranks(np.bincount(leaving, minlength=ranks.number), discard_fractions)
+    of_mated, of_nonmated = ranks.of[:size], ranks.of[size:pairs]
+    there, there_nonmated = (
+        at_least(np.bincount(of, minlength=ranks.number))[lowest] for of in (of_mated, of_nonmated)
+    )
+    places = np.arange(pairs - size, dtype=np.int32)  # only their ranks matter
+    top = top_nonmated(places, places, nonmated.similarities, fmr)
+    solved = top.solve(of_nonmated[top.first], lowest, there_nonmated, [fmr], of_nonmated)
+    errors = false_non_matches(mated.similarities, of_mated, lowest, solved.thresholds)[0]
     return ErrorDiscardCurve(
         discard_fractions=discard_fractions,
         errors=errors,
-        thresholds=np.where(np.isnan(errors), np.nan, thresholds[0]),
-        num_remaining=remaining_at(kept, points),
+        thresholds=np.where(np.isnan(errors), np.nan, solved.thresholds[0]),
+        num_remaining=there,
     )
 
 

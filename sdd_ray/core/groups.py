@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sdd_ray.core.assessment import ComparedSides, RankedSides
 from sdd_ray.core.comparisons import ComparedPairs
-from sdd_ray.core.discarding import points_kept, remaining_at
+from sdd_ray.core.discarding import TopNonmated, at_least, lowest_ranks
 from sdd_ray.core.error_rates import is_false_match, is_false_non_match
 
 NO_GROUP = -1
@@ -55,32 +55,51 @@ def group_figures(
         threshold: Similarity of the whole set.
         fractions: (F,) shares of all images, increasing from 0.
     """
-    by_rank = points_kept(np.bincount(ranked.images.of, minlength=ranked.number), fractions)
-    kept_images, kept = by_rank[ranked.images.of], by_rank[ranked.mated]
+    counts = np.bincount(ranked.images.of, minlength=ranked.number)
+    lowest = lowest_ranks(counts, fractions)
     missed = is_false_non_match(sides.mated.similarities, threshold)
-    of_mated, of_nonmated = (_within(groups, side) for side in (sides.mated, sides.nonmated))
-    matched = is_false_match(sides.nonmated.similarities, threshold)
+    of_mated = _within(groups, sides.mated)
     found = []
     for group in range(int(groups.max(initial=NO_GROUP)) + 1):
         own, pairs = groups == group, of_mated == group
-        nonmated = of_nonmated == group
         images = int(own.sum())
-        there = remaining_at(kept[pairs], len(fractions))
-        wrong = remaining_at(kept[pairs & missed], len(fractions))
+        nonmated, matched = _nonmated(sides, groups, group, threshold)
+        there = _from(ranked.mated[pairs], ranked.number)[lowest]
+        wrong = _from(ranked.mated[pairs & missed], ranked.number)[lowest]
+        kept = _from(ranked.images.of[own], ranked.number)[lowest]
         found.append(
             GroupFigures(
                 images=images,
                 mated=int(pairs.sum()),
-                nonmated=int(nonmated.sum()),
-                fmr=float(matched[nonmated].mean()) if nonmated.any() else float("nan"),
-                discarded=1 - remaining_at(kept_images[own], len(fractions)) / max(images, 1),
+                nonmated=nonmated,
+                fmr=matched / nonmated if nonmated else float("nan"),
+                discarded=1 - kept / max(images, 1),
                 fnmr=_share(wrong, there),
             )
         )
     return found
 
 
-def _within(groups: NDArray[np.int64], pairs: ComparedPairs) -> NDArray[np.int64]:
+def _from(ranks: NDArray[np.int32], number: int) -> NDArray[np.int64]:
+    """Return (U,) how many have each rank or a higher one."""
+    return np.asarray(at_least(np.bincount(ranks, minlength=number)), np.int64)
+
+
+def _nonmated(
+    sides: ComparedSides, groups: NDArray[np.int64], group: int, threshold: float
+) -> tuple[int, int]:
+    """Return nonmated comparisons within a group, and those that are let through."""
+    if sides.nonmated is None:
+        images = int((groups == group).sum())
+        within = images * (images - 1) // 2 - int((_within(groups, sides.mated) == group).sum())
+        top = _within(groups, sides.top) == group
+        return within, int(np.count_nonzero(is_false_match(sides.top.sorted[top], threshold)))
+    own = _within(groups, sides.nonmated) == group
+    matched = is_false_match(sides.nonmated.similarities[own], threshold)
+    return int(own.sum()), int(np.count_nonzero(matched))
+
+
+def _within(groups: NDArray[np.int64], pairs: ComparedPairs | TopNonmated) -> NDArray[np.int64]:
     """Return the group of each comparison, `NO_GROUP` where its images are of two."""
     first, second = groups[pairs.first], groups[pairs.second]
     return np.where(first == second, first, NO_GROUP)

@@ -24,10 +24,18 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from sdd_ray.core.advice import RankCounts
-from sdd_ray.core.assessment import ComparedSides, Protocol, RankedSides, advise, rank_counts
+from sdd_ray.core.assessment import (
+    ComparedSides,
+    Protocol,
+    RankedSides,
+    Weights,
+    advise,
+    leaving,
+    nonmated_at_least,
+    rank_counts,
+)
 from sdd_ray.core.comparisons import ComparedPairs
-from sdd_ray.core.discarding import ErrorDiscardCurve, points_kept, step_curve
+from sdd_ray.core.discarding import ErrorDiscardCurve, at_least, lowest_ranks, step_curve
 from sdd_ray.core.edc import errors_at
 from sdd_ray.core.edc_areas import aoc, normalised_pauc
 from sdd_ray.core.error_rates import Similarities, counts_within, is_false_non_match
@@ -69,36 +77,20 @@ def subject_draw(subjects: int, seed: int, draw: int) -> NDArray[np.int64]:
     return generator.multinomial(subjects, np.full(subjects, 1 / subjects))
 
 
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """The weights of one draw.
+def weigh(sides: ComparedSides, subjects: NDArray[np.int64], draw: NDArray[np.int64]) -> Weights:
+    """Return how often images and comparisons count in a draw of subjects.
 
-    Attributes:
-        images: (N,) of the images.
-        mated, nonmated: (M,) and (K,) of the comparisons.
-        top: (T,) of the nonmated comparisons of `TopNonmated.order`.
+    Args:
+        sides: The comparisons.
+        subjects: (N,) number of the subject of each image.
+        draw: (S,) how often each was drawn.
     """
-
-    images: NDArray[np.float64]
-    mated: NDArray[np.float64]
-    nonmated: NDArray[np.float64]
-    top: NDArray[np.float64]
-
-    @classmethod
-    def of(
-        cls, sides: ComparedSides, subjects: NDArray[np.int64], draw: NDArray[np.int64]
-    ) -> "Drawn":
-        """Weigh images and comparisons by a draw of subjects.
-
-        Args:
-            sides: The comparisons.
-            subjects: (N,) number of the subject of each image.
-            draw: (S,) how often each was drawn.
-        """
-        images = draw[subjects].astype(np.float64)
-        mated = images[sides.mated.first]
-        nonmated = images[sides.nonmated.first] * images[sides.nonmated.second]
-        return cls(images, mated, nonmated, nonmated[sides.top.order])
+    images = draw[subjects].astype(np.float64)
+    nonmated, top = (
+        None if pairs is None else images[pairs.first] * images[pairs.second]
+        for pairs in (sides.nonmated, sides.top)
+    )
+    return Weights(images, images[sides.mated.first], nonmated, np.asarray(top))
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,32 +112,35 @@ class DrawnFigures:
 
 
 def drawn_figures(
-    sides: ComparedSides, ranked: RankedSides, drawn: Drawn, protocol: Protocol
+    sides: ComparedSides, ranked: RankedSides, weights: Weights, protocol: Protocol
 ) -> DrawnFigures:
     """Return the figures of a method in one draw.
 
     Args:
         sides: The comparisons.
         ranked: Their ranks under the method's quality.
-        drawn: The weights.
+        weights: Of the draw.
         protocol: As the figures without a draw had it.
     """
     grid = protocol.grid
-    thresholds = [_all_threshold(sides, drawn, fmr) for fmr in protocol.fmrs]
-    counts = [
-        rank_counts(sides, ranked, threshold, (drawn.images, drawn.mated))
-        if protocol.pair_quality == "minimum"
-        else None
-        for threshold in thresholds
+    up_from = nonmated_at_least(ranked, weights)
+    up_to = np.cumsum(weights.top)
+    thresholds = [
+        _threshold(sides.top.sorted, up_to, float(up_from[0]), fmr) for fmr in protocol.fmrs
     ]
-    fixed = [_edc(sides, ranked, drawn, threshold) for threshold in thresholds]
-    moving = _evrc(sides, ranked, drawn, protocol)
+    counts = [rank_counts(sides, ranked, threshold, weights) for threshold in thresholds]
+    fixed = [
+        step_curve(c.mated, c.missed, threshold)
+        for c, threshold in zip(counts, thresholds, strict=True)
+    ]
+    moving = _evrc(sides, ranked, weights, protocol)
+    advised = counts if protocol.pair_quality == "minimum" else []
     return DrawnFigures(
         edc=np.stack([_at(curve, grid) for curve in fixed]),
         evrc=np.stack([curve.errors for curve in moving]),
         paucs=np.array([[_area(c, limit) for limit in protocol.discard_limits] for c in fixed]),
         aocs=np.array([aoc(curve).value for curve in moving]),
-        advice=np.array([_advice(c, protocol) for c in counts]),
+        advice=np.array([[a.threshold for a in advise(c, protocol)] for c in advised]),
     )
 
 
@@ -157,57 +152,27 @@ def _area(curve: ErrorDiscardCurve, limit: float) -> float:
     return normalised_pauc(curve, limit).value if len(curve.errors) else math.nan
 
 
-def _advice(counts: RankCounts | None, protocol: Protocol) -> list[float]:
-    return [] if counts is None else [advice.threshold for advice in advise(counts, protocol)]
-
-
-def _all_threshold(sides: ComparedSides, drawn: Drawn, fmr: float) -> float:
-    total = float(drawn.nonmated.sum())
-    return _threshold(sides.top.sorted, np.cumsum(drawn.top), total, fmr)
-
-
-def _edc(
-    sides: ComparedSides, ranked: RankedSides, drawn: Drawn, threshold: float
-) -> ErrorDiscardCurve:
-    wrong = is_false_non_match(sides.mated.similarities, threshold)
-    total = np.bincount(ranked.mated, drawn.mated, ranked.number)
-    missed = np.bincount(ranked.mated[wrong], drawn.mated[wrong], ranked.number)
-    return step_curve(total, missed, threshold)
-
-
 def _evrc(
-    sides: ComparedSides, ranked: RankedSides, drawn: Drawn, protocol: Protocol
+    sides: ComparedSides, ranked: RankedSides, weights: Weights, protocol: Protocol
 ) -> list[ErrorDiscardCurve]:
     grid = protocol.grid
     points = len(grid)
-    by_rank = points_kept(_leaving(ranked, drawn, protocol), grid)
-    mated, nonmated = by_rank[ranked.mated], by_rank[ranked.nonmated]
-    remaining, remaining_nonmated = (
-        np.bincount(kept, weights, points + 1)[::-1].cumsum()[::-1][1:]
-        for kept, weights in ((mated, drawn.mated), (nonmated, drawn.nonmated))
-    )
-    top = nonmated[sides.top.order]
+    lowest = lowest_ranks(leaving(ranked, protocol, weights), grid)
+    there_nonmated = nonmated_at_least(ranked, weights)[lowest]
+    there_mated = at_least(np.bincount(ranked.mated, weights.mated, ranked.number))[lowest]
     errors, thresholds = np.full((2, len(protocol.fmrs), points), np.nan)
-    for point in np.flatnonzero((remaining > 0) & (remaining_nonmated > 0)):
-        there, there_top = mated > point, top > point
-        weights, similarities = drawn.mated[there], sides.mated.similarities[there]
-        largest, up_to = sides.top.sorted[there_top], np.cumsum(drawn.top[there_top])
+    for point in np.flatnonzero((there_mated > 0) & (there_nonmated > 0)):
+        there, there_top = ranked.mated >= lowest[point], ranked.top >= lowest[point]
+        mated, similarities = weights.mated[there], sides.mated.similarities[there]
+        largest, up_to = sides.top.sorted[there_top], np.cumsum(weights.top[there_top])
         for place, fmr in enumerate(protocol.fmrs):
-            threshold = _threshold(largest, up_to, float(remaining_nonmated[point]), fmr)
+            threshold = _threshold(largest, up_to, float(there_nonmated[point]), fmr)
             if not math.isnan(threshold):
-                missed = weights[is_false_non_match(similarities, threshold)].sum()
+                missed = mated[is_false_non_match(similarities, threshold)].sum()
                 thresholds[place, point] = threshold
-                errors[place, point] = missed / remaining[point]
-    left = remaining.astype(np.int64)
+                errors[place, point] = missed / there_mated[point]
+    left = there_mated.astype(np.int64)
     return [ErrorDiscardCurve(grid, *both, left) for both in zip(errors, thresholds, strict=True)]
-
-
-def _leaving(ranked: RankedSides, drawn: Drawn, protocol: Protocol) -> NDArray[np.float64]:
-    if protocol.discarded == "images":
-        return np.asarray(np.bincount(ranked.images.of, drawn.images, ranked.number))
-    both = ((ranked.mated, drawn.mated), (ranked.nonmated, drawn.nonmated))
-    mated, nonmated = (np.bincount(of, weights, ranked.number) for of, weights in both)
-    return np.asarray(mated + nonmated)
 
 
 def _threshold(

@@ -16,12 +16,13 @@ from sdd_ray.core.assessment import (
     mean_assessment,
     rank_sides,
 )
+from sdd_ray.core.discarding import NotDeepEnoughError
 from sdd_ray.core.resampling import (
-    Drawn,
     DrawnFigures,
     drawn_figures,
     stacked,
     subject_draw,
+    weigh,
 )
 from sdd_ray.core.templates import template_qualities
 from sdd_ray.engine.evaluating import ComparedSet
@@ -98,11 +99,11 @@ def evaluate_methods(config: EvaluateConfig, compared: ComparedSet) -> list[Meth
         InputError: The qualities of a method cannot be read, or a false match rate asks for more
             nonmated comparisons than there are.
     """
-    _check_rates(config, len(compared.nonmated.similarities))
+    _check_rates(config, compared.num_made)
     read = [_read(method, compared) for method in config.methods]
     given = [qualities.values for qualities in read]
     protocol = protocol_of(config)
-    sides = ray.put(ComparedSides.of(compared.mated, compared.nonmated, config.fmr))
+    sides = ray.put(compared.sides(config.fmr))
     assessments = _assessments(sides, [*([q] for q in given), _random(config, compared)], protocol)
     draws = _draws(config, compared, sides, given, protocol)
     results = [
@@ -144,16 +145,31 @@ def _assessments(
     sides: Any, work: Sequence[Sequence[Floats]], protocol: Protocol
 ) -> list[list[Assessment]]:
     """Return the mean assessment of each method's repeats at each false match rate."""
-    task: Any = ray.remote(assess).options(num_cpus=1, name="assess")
+    task: Any = ray.remote(_assess).options(num_cpus=1, name="assess")
     refs = [[task.remote(sides, qualities, protocol) for qualities in repeats] for repeats in work]
     progress = Progress("evaluate", len(work), unit="methods")
     found = []
     for repeats in refs:
-        by_fmr = zip(*ray.get(repeats), strict=True)
+        made = ray.get(repeats)
+        if None in made:
+            raise InputError(
+                "after a discard that spares false matches a threshold lies below the largest"
+                " similarities that were kept; ask for smaller fmr, or compare a sample"
+                " (comparisons.max_nonmated)"
+            )
+        by_fmr = zip(*made, strict=True)
         found.append([mean_assessment(parts) for parts in by_fmr])
         progress.update(1)
     progress.close()
     return found
+
+
+def _assess(sides: ComparedSides, qualities: Floats, protocol: Protocol) -> list[Assessment] | None:
+    """Return what a quality is worth, or None if more of the largest similarities are needed."""
+    try:
+        return assess(sides, qualities, protocol)
+    except NotDeepEnoughError:
+        return None
 
 
 def _draws(
@@ -196,6 +212,6 @@ def _some_draws(
     number = int(subjects.max()) + 1
     found = []
     for draw in part:
-        drawn = Drawn.of(sides, subjects, subject_draw(number, seed, draw))
+        drawn = weigh(sides, subjects, subject_draw(number, seed, draw))
         found.append([drawn_figures(sides, ranks, drawn, protocol) for ranks in ranked])
     return found

@@ -1,7 +1,8 @@
 """Compare the images of a set with each other on Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,17 @@ import ray
 from numpy.typing import NDArray
 
 from sdd_ray.columns import EMBEDDING, IDENTITY, IMAGE_ID
-from sdd_ray.core.comparisons import ComparedPairs, compare_tile, count_nonmated
+from sdd_ray.core.assessment import ComparedSides
+from sdd_ray.core.comparisons import (
+    ComparedPairs,
+    compare_tile,
+    count_nonmated,
+    largest_of_tile,
+    mated_pairs,
+    sampled_nonmated,
+    similarities_between,
+)
+from sdd_ray.core.discarding import TopNonmated
 from sdd_ray.core.similarity import check_embeddings, normalise
 from sdd_ray.engine.progress import Progress
 from sdd_ray.errors import InputError
@@ -20,6 +31,15 @@ from sdd_ray.store.location import Location
 from sdd_ray.store.run import INCOMPLETE, MANIFEST
 
 _ROWS_PER_TILE = 256
+_PAIRS_PER_TASK = 500_000
+_HELD = 20_000_000
+"""Nonmated comparisons that are held; of more, only the largest are."""
+_SAMPLE = 2_000_000
+"""Of those that are not held: to find where to cut, and for the figure of their distribution."""
+_SPARE = 2.5
+"""Times as many are kept as the largest rate lets through: after a discard that spares false
+matches, the threshold lies deeper than before."""
+_MOST_KEPT = 150_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +68,8 @@ class ComparedSet:
         members: What the templates consist of, or None.
         counts: What was left out, by reason.
         identities: (N,) names of the people, None where the comparisons alone say who is who.
+        top: The largest of all nonmated comparisons, where these were too many to be held;
+            `nonmated` is a sample of them then.
     """
 
     image_ids: list[str]
@@ -59,10 +81,27 @@ class ComparedSet:
     members: Members | None = None
     counts: dict[str, int] = field(default_factory=dict)
     identities: list[str] | None = None
+    top: TopNonmated | None = None
+
+    @property
+    def num_made(self) -> int:
+        """Nonmated comparisons made."""
+        return len(self.nonmated.first) if self.top is None else self.top.size
+
+    def sides(self, fmrs: Sequence[float]) -> ComparedSides:
+        """Return the comparisons ready to be assessed at some false match rates."""
+        if self.top is None:
+            return ComparedSides.of(self.mated, self.nonmated, fmrs)
+        return ComparedSides(self.mated, self.top)
 
 
-def compare_all(dataset: Dataset, config: ComparisonsConfig) -> ComparedSet:
+def compare_all(dataset: Dataset, config: ComparisonsConfig, fmrs: Sequence[float]) -> ComparedSet:
     """Return the comparisons between the images of the configured identities.
+
+    Args:
+        dataset: Embeddings.
+        config: Which identities, and how many nonmated comparisons.
+        fmrs: False match rates that will be asked for.
 
     Raises:
         InputError: No mated or no nonmated comparison can be made, or a file is damaged.
@@ -78,17 +117,22 @@ def compare_all(dataset: Dataset, config: ComparisonsConfig) -> ComparedSet:
         raise InputError(f"{uri}: no image of the identities to compare")
     unit = _unit(embedding_matrix(table[EMBEDDING]), uri)
     codes = np.asarray(pc.dictionary_encode(table[IDENTITY]).combine_chunks().indices, np.int64)
+    ids, people = table[IMAGE_ID].to_pylist(), table[IDENTITY].to_pylist()
     total = count_nonmated(codes)
-    limit = config.max_nonmated
-    share = 1.0 if limit is None or total <= limit else limit / total
-    tiles = _tiles(unit, codes, share, config.seed)
-    mated, nonmated = (_joined([tile[side] for tile in tiles]) for side in (0, 1))
-    for kind, pairs in (("mated", mated), ("nonmated", nonmated)):
-        if len(pairs.similarities) == 0:
+    ends = mated_pairs(codes)
+    for kind, number in (("mated", len(ends[0])), ("nonmated", total)):
+        if number == 0:
             raise InputError(f"{uri}: {table.num_rows} images make no {kind} comparison")
-    ids = table[IMAGE_ID].to_pylist()
-    people = table[IDENTITY].to_pylist()
-    return ComparedSet(ids, codes, unit, mated, nonmated, total, identities=people)
+    limit = config.max_nonmated
+    if total <= (_HELD if limit is None else limit):
+        tiles = _tiles(unit, codes)
+        mated, nonmated = (_joined([tile[side] for tile in tiles]) for side in (0, 1))
+        return ComparedSet(ids, codes, unit, mated, nonmated, total, identities=people)
+    mated = _compared(unit, *ends)
+    drawn = sampled_nonmated(codes, limit or _SAMPLE, config.seed)
+    sample = _compared(unit, *drawn)
+    top = None if limit is not None else _largest(unit, codes, sample, max(fmrs))
+    return ComparedSet(ids, codes, unit, mated, sample, total, identities=people, top=top)
 
 
 def _read_splits(file: Location) -> pa.Table:
@@ -107,19 +151,66 @@ def _unit(embeddings: NDArray[np.float32], uri: str) -> NDArray[np.float32]:
 
 
 def _tiles(
-    unit: NDArray[np.float32], codes: NDArray[np.int64], share: float, seed: int
+    unit: NDArray[np.float32], codes: NDArray[np.int64]
 ) -> list[tuple[ComparedPairs, ComparedPairs]]:
-    task = ray.remote(compare_tile).options(num_cpus=1, name="compare")
     data = (ray.put(unit), ray.put(codes))
-    starts = range(0, len(unit), _ROWS_PER_TILE)
-    refs = [
-        task.remote(*data, (s, min(s + _ROWS_PER_TILE, len(unit))), share, seed) for s in starts
-    ]
-    progress = Progress("compare", len(unit))
+    return _by_rows("compare", compare_tile, len(unit), lambda rows: (*data, rows, 1.0, 0))
+
+
+def _compared(
+    unit: NDArray[np.float32], first: NDArray[np.int32], second: NDArray[np.int32]
+) -> ComparedPairs:
+    """Return the comparisons of pairs of images."""
+    task: Any = ray.remote(similarities_between).options(num_cpus=1, name="compare pairs")
+    data = ray.put(unit)
+    starts = range(0, len(first), _PAIRS_PER_TASK)
+    parts = [slice(start, start + _PAIRS_PER_TASK) for start in starts]
+    refs = [task.remote(data, first[part], second[part]) for part in parts]
+    progress = Progress("compare", len(first), unit="comparisons")
+    found = []
+    for ref in refs:
+        found.append(ray.get(ref))
+        progress.update(len(found[-1]))
+    progress.close()
+    return ComparedPairs(first, second, np.concatenate(found))
+
+
+def _largest(
+    unit: NDArray[np.float32], codes: NDArray[np.int64], sample: ComparedPairs, fmr: float
+) -> TopNonmated:
+    """Return the largest of all nonmated similarities, found tile by tile.
+
+    What is kept is some times what the largest false match rate lets through; where to cut is
+    estimated from the sample.
+    """
+    total = count_nonmated(codes)
+    wanted = _SPARE * fmr * total
+    if wanted > _MOST_KEPT:
+        raise InputError(
+            f"fmr={fmr:g} of all {total:,} nonmated comparisons needs the {wanted:,.0f} largest in"
+            f" memory, more than {_MOST_KEPT:,}; ask for smaller rates, or for a sample"
+            " (comparisons.max_nonmated)"
+        )
+    cutoff = float(np.quantile(sample.similarities, 1 - _SPARE * fmr))
+    data = (ray.put(unit), ray.put(codes))
+    tiles = _by_rows("compare", largest_of_tile, len(unit), lambda rows: (*data, rows, cutoff))
+    pairs = _joined(tiles)
+    order = np.argsort(-pairs.similarities, kind="stable")
+    return TopNonmated(total, pairs.first[order], pairs.second[order], pairs.similarities[order])
+
+
+def _by_rows(
+    name: str, function: Any, images: int, arguments: Callable[[tuple[int, int]], tuple[Any, ...]]
+) -> list[Any]:
+    """Return what a function makes of the rows of each tile, computed by Ray tasks."""
+    task: Any = ray.remote(function).options(num_cpus=1, name=name)
+    starts = range(0, images, _ROWS_PER_TILE)
+    refs = [task.remote(*arguments((s, min(s + _ROWS_PER_TILE, images)))) for s in starts]
+    progress = Progress(name, images)
     tiles = []
     for ref, start in zip(refs, starts, strict=True):
         tiles.append(ray.get(ref))
-        progress.update(min(_ROWS_PER_TILE, len(unit) - start))
+        progress.update(min(_ROWS_PER_TILE, images - start))
     progress.close()
     return tiles
 

@@ -68,7 +68,7 @@ def publish(config: EvaluateConfig, evaluations: list[Evaluation], run: OutputRu
         "images": len(compared.image_ids),
         "identities": int(compared.codes.max()) + 1,
         "mated_comparisons": len(compared.mated.similarities),
-        "nonmated_comparisons": len(compared.nonmated.similarities),
+        "nonmated_comparisons": compared.num_made,
         "nonmated_comparisons_possible": compared.num_nonmated,
         "left_out": compared.counts,
         "discard_fractions": list(config.discard_fractions),

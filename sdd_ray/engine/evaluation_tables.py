@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdd_ray.columns import IDENTITY
-from sdd_ray.core.assessment import ComparedSides, Protocol, rank_sides
+from sdd_ray.core.assessment import Protocol, rank_sides
 from sdd_ray.core.groups import NO_GROUP, GroupFigures, group_figures
 from sdd_ray.core.resampling import Interval, interval
 from sdd_ray.core.statistics import rank_correlation
@@ -138,7 +138,7 @@ def group_table(
     groups: Groups, compared: ComparedSet, methods: Sequence[MethodResult], protocol: Protocol
 ) -> pa.Table:
     """Return what every method does to every group, one row for each rate and discard fraction."""
-    sides = ComparedSides.of(compared.mated, compared.nonmated, protocol.fmrs)
+    sides = compared.sides(protocol.fmrs)
     fractions = np.union1d([0.0], protocol.fractions)
     rows = []
     for method in methods:

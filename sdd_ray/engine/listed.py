@@ -1,6 +1,6 @@
 """Compare what a list names: pairs of images, pairs with their similarities, IJB's templates."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -25,15 +25,22 @@ from sdd_ray.settings import ComparisonsConfig, TemplatesConfig
 from sdd_ray.store.dataset import Dataset
 
 
-def compare(dataset: Dataset | None, config: ComparisonsConfig) -> ComparedSet:
+def compare(
+    dataset: Dataset | None, config: ComparisonsConfig, fmrs: Sequence[float]
+) -> ComparedSet:
     """Return the comparisons of a list if one is configured, else all of the embeddings.
+
+    Args:
+        dataset: Embeddings; None where the list has the similarities.
+        config: What to compare.
+        fmrs: False match rates that will be asked for.
 
     Raises:
         InputError: See `compare_listed` and `compare_all`.
     """
     if dataset is None or config.is_listed:
         return compare_listed(dataset, config)
-    return compare_all(dataset, config)
+    return compare_all(dataset, config, fmrs)
 
 
 def compare_listed(dataset: Dataset | None, config: ComparisonsConfig) -> ComparedSet:

@@ -77,8 +77,8 @@ class ComparisonsConfig:
     part: Literal["holdout", "validation", "train"] = "holdout"
     """See `splits`."""
     max_nonmated: PositiveInt | None = 5_000_000
-    """All mated comparisons are made; of the nonmated ones at most this many, drawn at
-    random. Null: all."""
+    """All mated comparisons are made; of the nonmated ones at most this many, drawn at random.
+    Null: all, which are not held at once if they are many."""
     seed: Seed = 0
     """Draws the nonmated comparisons."""
 

@@ -16,11 +16,13 @@ import pyarrow as pa
 import pytest
 from made_datasets import Rows, write_embeddings
 
-from sdd_ray.engine.assessing import evaluate_methods
+from sdd_ray.engine import evaluating
+from sdd_ray.engine.assessing import evaluate_methods, protocol_of
 from sdd_ray.engine.evaluating import compare_all
+from sdd_ray.engine.evaluation_tables import Groups, group_table
 from sdd_ray.engine.qualities import read_qualities
 from sdd_ray.errors import InputError
-from sdd_ray.settings import ComparisonsConfig, EvaluateConfig, MethodConfig
+from sdd_ray.settings import BootstrapConfig, ComparisonsConfig, EvaluateConfig, MethodConfig
 from sdd_ray.store.dataset import open_dataset
 from sdd_ray.store.run import parquet_bytes
 
@@ -49,7 +51,7 @@ def write_qualities(file, values, column="quality", kind=None):
 
 def compared(folder, made=None, **comparisons):
     embeddings = write_embeddings(folder / "embeddings", made or rows())
-    return compare_all(open_dataset(embeddings, ["embed"]), ComparisonsConfig(**comparisons))
+    return compare_all(open_dataset(embeddings, ["embed"]), ComparisonsConfig(**comparisons), [FMR])
 
 
 def evaluated(folder, *methods, **options):
@@ -159,7 +161,15 @@ def test_a_share_of_the_nonmated_comparisons(tmp_path):
     made = rows(generator.random(200) * 360, np.arange(200) // 4, [f"{n:03d}" for n in range(200)])
     found = compared(tmp_path, made, max_nonmated=2000)
     assert found.num_nonmated == 199 * 100 - 50 * 6
-    assert len(found.nonmated.similarities) == pytest.approx(2000, abs=150)
+    assert len(found.nonmated.similarities) == found.num_made == 2000
+    everything = compared(tmp_path / "all", made)
+    for side in ("mated", "nonmated"):
+        known, some = (
+            dict(zip(zip(p.first, p.second, strict=True), p.similarities, strict=True))
+            for p in (getattr(everything, side), getattr(found, side))
+        )
+        assert some.keys() <= known.keys()
+        np.testing.assert_allclose([known[k] for k in some], list(some.values()), atol=1e-6)
     assert len(found.mated.similarities) == 50 * 6
 
 
@@ -215,3 +225,74 @@ def test_too_few_comparisons_for_the_rate(tmp_path):
 def test_a_kind_of_comparison_is_missing(tmp_path, codes, kind):
     with pytest.raises(InputError, match=f"6 images make no {kind} comparison"):
         compared(tmp_path, rows(codes=codes))
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """All comparisons of forty people, held and not held, and what a quality is worth by both."""
+    generator = np.random.default_rng(6)
+    codes = np.arange(160) // 4
+    noise = generator.integers(0, 9, 160) / 9
+    unit = generator.standard_normal((40, 8))[codes]
+    unit += 2.5 * noise[:, None] * generator.standard_normal(unit.shape)
+    unit = (unit / np.linalg.norm(unit, axis=1, keepdims=True)).astype(np.float32)
+    made = Rows(unit, codes)
+    held = compared(tmp_path / "a", made, max_nonmated=None)
+    monkeypatch.setattr(evaluating, "_HELD", 0)
+    monkeypatch.setattr(evaluating, "_SAMPLE", 3000)
+    streamed = compared(tmp_path / "b", made, max_nonmated=None)
+    quality = np.where(generator.random(160) < 0.1, np.nan, -noise)
+    ids = dict(zip(made.image_ids, quality.tolist(), strict=True))
+    config = EvaluateConfig(
+        embeddings="any",
+        output="any",
+        methods=(write_qualities(tmp_path / "q.parquet", ids),),
+        fmr=(FMR, 0.05),
+        bootstrap=BootstrapConfig(draws=100),
+    )
+    return config, [(one, evaluate_methods(config, one)[0]) for one in (streamed, held)]
+
+
+def test_all_comparisons_without_holding_them(many):
+    config, ((streamed, found), (held, wanted)) = many
+    assert held.top is None
+    assert streamed.num_made == held.num_made == streamed.num_nonmated == 160 * 159 // 2 - 240
+    assert len(streamed.top.sorted) < 0.9 * streamed.num_made
+    assert np.all(np.diff(streamed.top.sorted) <= 0)
+    for one, other in zip(found.assessments, wanted.assessments, strict=True):
+        assert one.point.threshold == pytest.approx(other.point.threshold, abs=1e-6)
+        for name in ("edc", "fm_edc", "evrc", "achieved", "table_evrc"):
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-12)
+        assert one.advice == other.advice
+    groups = Groups(["a", "b"], streamed.codes % 2)
+    tables = [
+        group_table(groups, one, [result], protocol_of(config)).to_pylist()
+        for one, result in ((streamed, found), (held, wanted))
+    ]
+    assert tables[0] == tables[1]
+
+
+def test_draws_of_comparisons_that_are_not_held(many):
+    _, ((_, found), (_, wanted)) = many
+    for name in ("edc", "evrc", "paucs", "aocs", "advice"):
+        one, other = (getattr(method.draws, name) for method in (found, wanted))
+        lost = np.isnan(one) & ~np.isnan(other)  # a draw may need more than was kept
+        assert lost.mean() < 0.1
+        known = ~np.isnan(one)
+        assert known.any()
+        np.testing.assert_allclose(one[known], other[known], atol=1e-9)
+
+
+def test_more_is_needed_than_was_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluating, "_HELD", 0)
+    monkeypatch.setattr(evaluating, "_SAMPLE", 4)
+    monkeypatch.setattr(evaluating, "_MOST_KEPT", 2)
+    with pytest.raises(InputError, match=r"needs the 6 largest in memory, more than 2; ask for sm"):
+        compared(tmp_path, max_nonmated=None)
+    monkeypatch.setattr(evaluating, "_MOST_KEPT", 100)
+    monkeypatch.setattr(evaluating, "_SPARE", 1.0)
+    found = compared(tmp_path / "b", max_nonmated=None)
+    quality = write_qualities(tmp_path / "q.parquet", {**GOOD, "a2": 99.0, "b2": 98.0})
+    config = EvaluateConfig(embeddings="any", output="any", methods=(quality,), fmr=(FMR,))
+    with pytest.raises(InputError, match="a threshold lies below the largest similarities"):
+        evaluate_methods(config, found)

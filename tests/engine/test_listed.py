@@ -73,7 +73,7 @@ def test_a_list_of_all_pairs_is_all_pairs(tmp_path, rows):
     embeddings = dataset(tmp_path, rows)
     path = write_pairs(tmp_path / "p.parquet", rows, all_pairs(24))
     listed = ComparisonsConfig(pairs=PairsConfig(kind="table", path=path))
-    wanted = compare_all(embeddings, ComparisonsConfig())
+    wanted = compare_all(embeddings, ComparisonsConfig(), [0.1])
     assert_equal(compare_listed(embeddings, listed), wanted)
     # Given similarities are the same again; people are those whom mated comparisons connect.
     unit = dict(zip(rows.image_ids, rows.embeddings, strict=True))

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from sdd_ray.core.comparisons import ComparedPairs, compare_tile, count_nonmated
+from sdd_ray.core.comparisons import (
+    ComparedPairs,
+    compare_tile,
+    count_nonmated,
+    largest_of_tile,
+    mated_pairs,
+    sampled_nonmated,
+    similarities_between,
+)
 
 
 @pytest.fixture
@@ -105,3 +113,53 @@ def test_count_of_nonmated_pairs(faces):
     assert count_nonmated(np.zeros(10, int)) == 0
     # Beyond 32 bits.
     assert count_nonmated(np.repeat(np.arange(2), 3_000_000)) == 9 * 10**12
+
+
+def test_mated_pairs_and_similarities_are_those_of_the_tiles():
+    rng = np.random.default_rng(3)
+    codes = rng.integers(0, 12, 60)
+    unit = rng.standard_normal((60, 7)).astype(np.float32)
+    mated, _ = compare_tile(unit, codes, (0, 60), 1.0, 0)
+    first, second = mated_pairs(codes)
+    np.testing.assert_array_equal(first, mated.first)
+    np.testing.assert_array_equal(second, mated.second)
+    found = similarities_between(unit, first, second)
+    np.testing.assert_allclose(found, mated.similarities, rtol=1e-5, atol=1e-5)
+    assert [len(ends) for ends in mated_pairs(np.arange(5))] == [0, 0]
+
+
+def test_sampled_pairs_are_nonmated_and_drawn_evenly():
+    codes = np.array([0, 0, 1, 1, 1, 2, 3])
+    there = {(a, b) for b in range(7) for a in range(b) if codes[a] != codes[b]}
+    counts = dict.fromkeys(there, 0)
+    for seed in range(400):
+        first, second = sampled_nonmated(codes, 6, seed)
+        drawn = list(zip(first.tolist(), second.tolist(), strict=True))
+        assert len(set(drawn)) == 6
+        assert drawn == sorted(drawn)
+        for pair in drawn:
+            counts[pair] += 1
+    # Each of 17 pairs is drawn 141 times, give or take 9.5.
+    assert min(counts.values()) > 141 - 40
+    assert max(counts.values()) < 141 + 40
+    again = sampled_nonmated(codes, 6, 399)
+    np.testing.assert_array_equal(first, again[0])
+    almost = sampled_nonmated(codes, 16, 0)
+    assert len(set(zip(*(ends.tolist() for ends in almost), strict=True))) == 16
+
+
+def test_largest_of_tiles_are_those_above_the_cutoff():
+    rng = np.random.default_rng(4)
+    codes = rng.integers(0, 12, 60)
+    unit = rng.standard_normal((60, 7)).astype(np.float32)
+    _, nonmated = compare_tile(unit, codes, (0, 60), 1.0, 0)
+    expected = {
+        (a, b)
+        for a, b, s in zip(nonmated.first, nonmated.second, nonmated.similarities, strict=True)
+        if s > 2
+    }
+    assert len(expected) > 50
+    parts = [largest_of_tile(unit, codes, rows, 2.0) for rows in ((0, 23), (23, 24), (24, 60))]
+    found = [pair for p in parts for pair in zip(p.first, p.second, strict=True)]
+    assert len(found) == len(expected)
+    assert set(found) == expected

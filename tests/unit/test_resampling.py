@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from sdd_ray.core.assessment import ComparedSides, Protocol, assess, rank_sides
 from sdd_ray.core.comparisons import ComparedPairs, compare_tile
 from sdd_ray.core.resampling import (
-    Drawn,
     drawn_figures,
     interval,
     stacked,
     subject_draw,
     subjects_of,
+    weigh,
 )
 
 PROTOCOL = Protocol((0.3, 0.05), (0.3, 0.95), (0.0, 0.12, 0.4))
@@ -32,7 +32,7 @@ def faces(rng, people=9, each=4, levels=6):
 
 
 def figures(sides, codes, qualities, draw, protocol=PROTOCOL):
-    drawn = Drawn.of(sides, codes, draw)
+    drawn = weigh(sides, codes, draw)
     return drawn_figures(sides, rank_sides(sides, qualities, protocol), drawn, protocol)
 
 
@@ -101,9 +101,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         protocol = Protocol((0.1,), (0.3,), (0.0,))
         ranked = rank_sides(sides, np.ones(2 * people), protocol)
         draws = [
-            drawn_figures(
-                sides, ranked, Drawn.of(sides, codes, subject_draw(people, 0, n)), protocol
-            )
+            drawn_figures(sides, ranked, weigh(sides, codes, subject_draw(people, 0, n)), protocol)
             for n in range(80)
         ]
         found = interval(stacked(draws).edc[:, 0, 0])
