@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdd_ray.core.assessment import Assessment, ComparedSides, Protocol, assess, rank_sides
+from sdd_ray.core.assessment import Assessment, assess
 from sdd_ray.core.comparisons import ComparedPairs
 from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS
 from sdd_ray.core.error_rates import counts_within
+from sdd_ray.core.ranked_sides import ComparedSides, Protocol, rank_sides
 from sdd_ray.core.resampling import drawn_figures, subject_draw, weigh
 
 FMRS = (1e-2, 1e-3, 1e-4)

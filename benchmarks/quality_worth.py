@@ -32,13 +32,14 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
-from sdd_ray.core.assessment import ComparedSides, Protocol, assess
+from sdd_ray.core.assessment import assess
 from sdd_ray.core.comparisons import ComparedPairs, compare_tile
 from sdd_ray.core.fitting import Batch, Fitter, Recipe
 from sdd_ray.core.label_weights import LabelWeights
 from sdd_ray.core.losses import Loss
 from sdd_ray.core.models import QualityArchitecture, build_quality
 from sdd_ray.core.preprocess import PRESETS
+from sdd_ray.core.ranked_sides import ComparedSides, Protocol
 from sdd_ray.core.schedule import Schedule
 from sdd_ray.core.similarity import normalise
 from sdd_ray.core.splits import split_identities

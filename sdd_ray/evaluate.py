@@ -54,6 +54,9 @@ def _inputs(config: EvaluateConfig) -> dict[str, str]:
     read: dict[str, str | None] = {f"methods.{m.name}": m.path for m in config.methods}
     read |= {"comparisons.splits": chosen.splits, "comparisons.scored": chosen.scored}
     read |= {"report.labels": config.report.labels, "report.severity": config.report.severity}
+    read |= {"report.audit": config.report.audit}
+    if config.groups is not None:
+        read["groups"] = config.groups.path
     if chosen.templates is not None:
         read["comparisons.templates.images"] = chosen.templates.images
         read["comparisons.templates.pairs"] = chosen.templates.pairs

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sdd_ray.core.assessment import ComparedSides, RankedSides
 from sdd_ray.core.comparisons import ComparedPairs
 from sdd_ray.core.discarding import TopNonmated, at_least, lowest_ranks
 from sdd_ray.core.error_rates import is_false_match, is_false_non_match
+from sdd_ray.core.ranked_sides import ComparedSides, RankedSides
 
 NO_GROUP = -1
 

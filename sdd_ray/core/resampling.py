@@ -24,21 +24,20 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from sdd_ray.core.assessment import (
-    ComparedSides,
-    Protocol,
-    RankedSides,
-    Weights,
-    advise,
-    leaving,
-    nonmated_at_least,
-    rank_counts,
-)
+from sdd_ray.core.assessment import advise, rank_counts
 from sdd_ray.core.comparisons import ComparedPairs
 from sdd_ray.core.discarding import ErrorDiscardCurve, at_least, lowest_ranks, step_curve
 from sdd_ray.core.edc import errors_at
 from sdd_ray.core.edc_areas import aoc, normalised_pauc
 from sdd_ray.core.error_rates import Similarities, counts_within, is_false_non_match
+from sdd_ray.core.ranked_sides import (
+    ComparedSides,
+    Protocol,
+    RankedSides,
+    Weights,
+    leaving,
+    nonmated_at_least,
+)
 
 CONFIDENCE = 0.95
 _ENDS = (0.025, 0.975)

@@ -8,15 +8,9 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from sdd_ray.core.assessment import (
-    Assessment,
-    ComparedSides,
-    Protocol,
-    assess,
-    mean_assessment,
-    rank_sides,
-)
+from sdd_ray.core.assessment import Assessment, assess, mean_assessment
 from sdd_ray.core.discarding import NotDeepEnoughError
+from sdd_ray.core.ranked_sides import ComparedSides, Protocol, rank_sides
 from sdd_ray.core.resampling import (
     DrawnFigures,
     drawn_figures,

@@ -1,5 +1,6 @@
 """Publish an audit: tables as Parquet, audit.html, the manifest, and the lines at the end."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -82,15 +83,12 @@ def results(found: Findings) -> dict[str, Any]:
     }
 
 
-def findings_text(output: Location) -> str:
-    """Return the lines that a complete audit ends with."""
-    manifest = read_json(output / MANIFEST)
-    found, counts = manifest["results"], manifest["counts"]["rejected"]
+def finding_rows(found: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Return how many there are of each finding, and what it is, from the results of an audit."""
     suspects_, same, shared = found["suspects"], found["same_person"], found["shared_images"]
     duplicates, mixed = found["duplicates"], found["mixed"]
-    rejected = "".join(f", rejected {reason} {n:,}" for reason, n in sorted(counts.items()))
     fits_nowhere = suspects_["unknown"] + suspects_["second_person"] + suspects_["either"]
-    rows = [
+    return [
         (suspects_["elsewhere"], "images belong to another identity, which is named"),
         (fits_nowhere, "images fit nowhere: unknown people, or one of two in an identity"),
         (suspects_["poor"], "images fit nowhere for their poor quality"),
@@ -105,6 +103,14 @@ def findings_text(output: Location) -> str:
             f"images stand under several identities ({shared['groups']:,} groups, {_how(shared)})",
         ),
     ]
+
+
+def findings_text(output: Location) -> str:
+    """Return the lines that a complete audit ends with."""
+    manifest = read_json(output / MANIFEST)
+    found, counts = manifest["results"], manifest["counts"]["rejected"]
+    rejected = "".join(f", rejected {reason} {n:,}" for reason, n in sorted(counts.items()))
+    rows = finding_rows(found)
     width = max(len(f"{count:,}") for count, _ in rows) + 2
     head = (
         f"audit: {found['images']:,} images of {found['identities']:,} identities{rejected},"

@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sdd_ray.core.assessment import Assessment, Protocol
+from sdd_ray.core.assessment import Assessment
+from sdd_ray.core.ranked_sides import Protocol
 from sdd_ray.core.resampling import DrawnFigures, Interval, interval
 from sdd_ray.engine.assessing import RANDOM, MethodResult
 

@@ -11,7 +11,6 @@ import ray
 from numpy.typing import NDArray
 
 from sdd_ray.columns import EMBEDDING, IDENTITY, IMAGE_ID
-from sdd_ray.core.assessment import ComparedSides
 from sdd_ray.core.comparisons import (
     ComparedPairs,
     compare_tile,
@@ -22,6 +21,7 @@ from sdd_ray.core.comparisons import (
     similarities_between,
 )
 from sdd_ray.core.discarding import TopNonmated
+from sdd_ray.core.ranked_sides import ComparedSides
 from sdd_ray.core.similarity import check_embeddings, normalise
 from sdd_ray.engine.progress import Progress
 from sdd_ray.errors import InputError

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from sdd_ray.core.assessment import EDC_DISCARD_FRACTIONS, Assessment, Protocol
+from sdd_ray.core.assessment import EDC_DISCARD_FRACTIONS, Assessment
 from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS
+from sdd_ray.core.ranked_sides import Protocol
 from sdd_ray.engine.assessing import Evaluation, MethodResult, protocol_of
 from sdd_ray.engine.differences import Difference, differences, ends_on, figures
 from sdd_ray.engine.evaluation_report import caution, report_files, report_sections

@@ -21,6 +21,7 @@ from sdd_ray.engine.evaluating import ComparedSet
 from sdd_ray.engine.evaluation_sections import (
     advice_section,
     alike_section,
+    audit_section,
     better_section,
     ends_in_words,
     groups_section,
@@ -85,6 +86,8 @@ def report_sections(
     if album is not None:
         sections.append(_faces(album, compared, methods[0]))
         sections += _disagreements(album, methods[:-1])
+    if config.report.audit is not None:
+        sections.append(audit_section(config.report.audit))
     if config.report.severity is not None:
         sections.append(_severity(config.report.severity, compared, methods[0]))
     return sections

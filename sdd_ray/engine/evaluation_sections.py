@@ -8,8 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdd_ray.engine.assessing import RANDOM
+from sdd_ray.engine.audit_output import finding_rows
 from sdd_ray.report.page import Cell, Section, Table
 from sdd_ray.settings import EvaluateConfig
+from sdd_ray.store.dataset import open_dataset, read_json
+from sdd_ray.store.run import MANIFEST
 
 
 def percent(fraction: float) -> str:
@@ -167,3 +170,18 @@ def recognisers_section(config: EvaluateConfig, summary: pa.Table) -> list[Secti
         " to another."
     )
     return [Section("By recogniser", text, tables=tables)]
+
+
+def audit_section(path: str) -> Section:
+    """Return what an audit of the identities found.
+
+    Raises:
+        InputError: There is no audit.
+    """
+    manifest = read_json(open_dataset(path, ["audit"]).location / MANIFEST)
+    rows: list[list[Cell]] = [[words, count] for count, words in finding_rows(manifest["results"])]
+    text = (
+        "Wrong names make errors that no quality can foresee: a mated comparison of two people is"
+        " missed however good its images are. This is what the audit of the identities found."
+    )
+    return Section("The identities", text, tables=[Table(["finding", "number"], rows)])

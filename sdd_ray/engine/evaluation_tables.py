@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdd_ray.columns import IDENTITY
-from sdd_ray.core.assessment import Protocol, rank_sides
 from sdd_ray.core.groups import NO_GROUP, GroupFigures, group_figures
+from sdd_ray.core.ranked_sides import Protocol, rank_sides
 from sdd_ray.core.resampling import Interval, interval
 from sdd_ray.core.statistics import rank_correlation
 from sdd_ray.engine.assessing import MethodResult

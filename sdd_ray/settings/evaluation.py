@@ -100,6 +100,9 @@ class ReportConfig:
 
     labels: Text | None = None
     """Dataset written by label: its histogram, and what two of its images look like inside."""
+    audit: Text | None = None
+    """Dataset written by audit: what it found, since wrong names make errors that no quality can
+    foresee."""
     faces: SourceConfig | None = None
     """The images, to show faces from worst to best. Null: none are shown."""
     severity: Text | None = None

@@ -10,9 +10,9 @@ import pytest
 from made_datasets import Rows, write_embeddings
 from PIL import Image
 
-from sdd_ray import evaluate
+from sdd_ray import audit, evaluate
 from sdd_ray.config import main
-from sdd_ray.settings import EvaluateConfig
+from sdd_ray.settings import AuditConfig, EvaluateConfig
 from sdd_ray.store.dataset import read_json, read_parquet
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import MANIFEST, parquet_bytes
@@ -485,3 +485,24 @@ def test_wrong_configurations(do_evaluate):
         assert status == 2
         assert message in err
     assert do_evaluate("pair_quality=mean", "discarded=comparisons")[0] == 0
+
+
+def test_what_an_audit_found(do_evaluate, tmp_path, capsys):
+    out = f"{tmp_path}/audit"
+    words = [
+        f"embeddings={tmp_path}/embeddings",
+        f"output={out}",
+        "thresholds.fmr=0.1",
+        "thresholds.chance_fmr=0.3",
+    ]
+    assert main(AuditConfig, audit.run, words) == 0
+    said = capsys.readouterr().out
+    assert do_evaluate(f"report.audit={out}")[0] == 0
+    page = page_of(tmp_path)
+    assert ">The identities</h2>" in page
+    number = re.search(r"([\d,]+) +images fit nowhere for their poor quality", said)[1]
+    row = r"images fit nowhere for their poor quality</th><td[^>]*>([\d,]+)</td>"
+    assert re.search(row, page)[1] == number
+    status, _, err = do_evaluate(f"report.audit={tmp_path}/embeddings", f"output={tmp_path}/b")
+    assert status == 1
+    assert "expected a dataset written by audit" in err

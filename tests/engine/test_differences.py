@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from sdd_ray.core.assessment import ComparedSides, Protocol, assess
+from sdd_ray.core.assessment import assess
 from sdd_ray.core.comparisons import compare_tile
+from sdd_ray.core.ranked_sides import ComparedSides, Protocol
 from sdd_ray.core.resampling import DrawnFigures, interval
 from sdd_ray.engine.assessing import MethodResult
 from sdd_ray.engine.differences import differences, ends_on, figures

@@ -9,17 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdd_ray.core import edc as definition
-from sdd_ray.core.assessment import (
-    EDC_DISCARD_FRACTIONS,
-    ComparedSides,
-    Protocol,
-    assess,
-    mean_assessment,
-    rank_sides,
-)
+from sdd_ray.core.assessment import EDC_DISCARD_FRACTIONS, assess, mean_assessment
 from sdd_ray.core.comparisons import ComparedPairs, compare_tile
 from sdd_ray.core.edc_areas import pauc
 from sdd_ray.core.error_rates import threshold_at_fmr
+from sdd_ray.core.ranked_sides import ComparedSides, Protocol, rank_sides
 
 FRACTIONS = (0.0, 0.1)
 

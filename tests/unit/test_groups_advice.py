@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdd_ray.core.advice import UNREACHABLE, RankCounts, advise_discard, advise_fnmr
-from sdd_ray.core.assessment import ComparedSides, Protocol, rank_sides
 from sdd_ray.core.comparisons import compare_tile
 from sdd_ray.core.groups import NO_GROUP, group_figures
+from sdd_ray.core.ranked_sides import ComparedSides, Protocol, rank_sides
 
 _COUNT = st.integers(0, 4)
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdd_ray.core.assessment import ComparedSides, Protocol, assess, rank_sides
+from sdd_ray.core.assessment import assess
 from sdd_ray.core.comparisons import ComparedPairs, compare_tile
+from sdd_ray.core.ranked_sides import ComparedSides, Protocol, rank_sides
 from sdd_ray.core.resampling import (
     drawn_figures,
     interval,
