@@ -26,6 +26,7 @@ STRANGERS = replace(TRAINED, num_identities=60, first_identity=5_000)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("ray_session")
 def test_damage_of_new_identities_is_recovered(tmp_path):
     labels = write_labels(tmp_path / "labels", faces=TRAINED)
