@@ -58,7 +58,7 @@ def test_table_and_rank_correlation_are_printed(done):
     folder, out = done
     assert "48 images of 8 identities, 120 mated and 1,008 nonmated comparisons" in out
     table = [
-        line[:16].strip() for line in out.splitlines() if re.match(r".{16}( +[\d.-]+){6}$", line)
+        line[:16].strip() for line in out.splitlines() if re.match(r".{16}( +[\d.-]+){7}$", line)
     ]
     assert table == METHODS * 2
     assert f"report: {folder}/evaluation/report.html" in out

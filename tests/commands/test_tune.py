@@ -123,9 +123,8 @@ def test_mistakes_end_in_one_message(do_tune, tmp_path, word, status, message):
 LOCAL = ("ray.num_cpus=3", "ray.dashboard=false")
 
 
-@pytest.mark.parametrize(
-    "sent", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_search_goes_on(words, do_tune, tmp_path, sent):
     more = ["trials=3", "train.optimiser.epochs=2", "scheduler=none", "train.best=mae"]
     status, said = interrupted("tune", [*words, *more, *LOCAL], sent, "tune: trial 1, epoch 2")

@@ -144,6 +144,7 @@ def test_disturbed_run_writes_what_an_undisturbed_one_writes(disturbed, undistur
     assert output.names() == [MANIFEST, *parts, "rejects.parquet"]
 
 
+@pytest.mark.slow
 def test_store_that_goes_away_ends_the_run_and_the_same_command_completes_it(
     start, proxy, undisturbed
 ):

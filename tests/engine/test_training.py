@@ -155,6 +155,7 @@ def test_resources_are_checked_before_work(tmp_path, resources, message):
 TWO = TrainResources(workers=2, cpus_per_worker=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_with_every_option(tmp_path, capsys):
     plan, data = prepared(
@@ -274,6 +275,7 @@ def test_lines_within_an_epoch_tell_rate_and_time_left(tmp_path, monkeypatch):
     assert said[0].endswith(" left")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_loss_that_is_no_number_ends_training_at_once(tmp_path):
     plan, data = prepared(tmp_path, optimiser=OptimiserConfig(learning_rate=1e30, batch_size=16))

@@ -53,6 +53,7 @@ def start(address, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_search_on_s3_goes_on_after_a_kill(start):
     process = start()
     said = []

@@ -137,6 +137,7 @@ def test_interrupted_search_goes_on(labels, tmp_path, unbroken, searcher):
     assert all(result.status in ("finished", "stopped") for result in resumed)
 
 
+@pytest.mark.slow
 def test_optuna_honours_conditions(labels, tmp_path):
     resources = TuneResources(concurrent_trials=2)
     config = tune_config(
@@ -169,6 +170,7 @@ def test_grid_with_the_median_rule(labels, tmp_path):
     assert best_of(results, "mae").number in (2, 3)
 
 
+@pytest.mark.slow
 def test_pbt_passes_weights_on_and_changes_values(labels, tmp_path):
     space = {"optimiser.learning_rate": SearchDimension(kind="choice", values=(1e-12, 1e-3, 2e-3))}
     config = tune_config(
@@ -226,6 +228,7 @@ def test_pbt_waits_for_no_trial_that_has_ended(labels, tmp_path, other):
     assert chosen is (None if other == "RUNNING" else population[0])
 
 
+@pytest.mark.slow
 def test_budget_ends_the_search_and_what_was_reached_counts(labels, tmp_path):
     config = tune_config(labels, tmp_path, 500, scheduler="none", budget_s=12.0)
     results = run_search(config, tmp_path / "work")
@@ -252,6 +255,7 @@ def test_all_trials_fail(labels, tmp_path):
         run_search(config, tmp_path / "work")
 
 
+@pytest.mark.slow
 def test_failed_trials_are_tried_again_counted_and_told(labels, tmp_path):
     space = {"optimiser.learning_rate": SearchDimension(kind="choice", values=(1e30, 1e-3))}
     config = tune_config(labels, tmp_path, 1, space=space, searcher="grid", trials=2)
@@ -302,6 +306,7 @@ def test_several_workers_in_each_trial(labels, tmp_path):
     assert model.record["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_each_trial_weights_the_images_as_its_own_configuration_says(labels, tmp_path):
     space = {"loss.balance": SearchDimension(kind="choice", values=(0.0, 0.7))}
     config = tune_config(labels, tmp_path, 1, space=space, searcher="grid", trials=2)

@@ -230,6 +230,7 @@ class _Tiny(nn.Module):
         return images.mean((2, 3)) * 2
 
 
+@pytest.mark.slow
 def test_compiled_network_gives_the_same_embeddings(images):
     expected = Preprocessing().apply(images).mean((2, 3)) * 2
     recogniser = TorchRecogniser(compiled(_Tiny()), 3, Preprocessing(), Running(), {})
