@@ -19,7 +19,6 @@ def run(config: EmbedConfig) -> None:
     from sdd_ray.engine.image_worker import ImageJob
     from sdd_ray.engine.inference import run_image_job
     from sdd_ray.engine.session import session
-    from sdd_ray.formats.source import open_source
     from sdd_ray.store.location import output_location
     from sdd_ray.store.recogniser import load_recogniser, recogniser_spec
     from sdd_ray.store.run import OutputRun
@@ -35,17 +34,8 @@ def run(config: EmbedConfig) -> None:
         {"recogniser_weights": description["weights_sha256"]},
     )
     if not output.is_complete:
-        job = ImageJob(
-            "embed",
-            EmbedStage(spec, config.storage, device),
-            open_source(config.source),
-            config.images_per_shard,
-            config.batch_size,
-            config.max_reject_share,
-            config.resources,
-            is_remote=config.source.is_remote,
-            skip_damaged=config.source.skip_damaged,
-        )
+        stage = EmbedStage(spec, config.storage, device)
+        job = ImageJob.of("embed", stage, config.source, config)
         with session(config.ray):
             made = run_image_job(job, output)
         results = {"recogniser": description, **made.results}

@@ -20,7 +20,6 @@ def run(config: MeasureConfig) -> None:
     from sdd_ray.engine.inference import run_image_job
     from sdd_ray.engine.measuring import MeasureStage
     from sdd_ray.engine.session import session
-    from sdd_ray.formats.source import open_source
     from sdd_ray.store.location import output_location
     from sdd_ray.store.recogniser import load_recogniser, recogniser_spec
     from sdd_ray.store.run import OutputRun
@@ -33,17 +32,9 @@ def run(config: MeasureConfig) -> None:
     output = OutputRun(output_location(config.output), "measure", config, inputs)
     if not output.is_complete:
         device = "cuda" if config.resources.gpus_per_worker else "cpu"
-        job = ImageJob(
-            "measure",
-            MeasureStage(config.measures, spec, config.dropout, device),
-            open_source(replace(config.source, identity="none")),
-            config.images_per_shard,
-            config.batch_size,
-            config.max_reject_share,
-            config.resources,
-            is_remote=config.source.is_remote,
-            skip_damaged=config.source.skip_damaged,
-        )
+        stage = MeasureStage(config.measures, spec, config.dropout, device)
+        source = replace(config.source, identity="none")
+        job = ImageJob.of("measure", stage, source, config)
         with session(config.ray):
             made = run_image_job(job, output)
         write_csv(output.output, made.records, "measures.csv")

@@ -22,7 +22,6 @@ def run(config: ScoreConfig) -> None:
     from sdd_ray.engine.inference import run_image_job
     from sdd_ray.engine.scoring import ScoreStage
     from sdd_ray.engine.session import session
-    from sdd_ray.formats.source import open_source
     from sdd_ray.store.dataset import open_dataset
     from sdd_ray.store.location import output_location
     from sdd_ray.store.model_folder import load_model
@@ -34,17 +33,8 @@ def run(config: ScoreConfig) -> None:
     if not output.is_complete:
         load_model(model.location)  # a model that cannot be loaded ends here, not on the workers
         stage = ScoreStage(model.location, "cuda" if config.resources.gpus_per_worker else "cpu")
-        job = ImageJob(
-            "score",
-            stage,
-            open_source(replace(config.source, identity="none")),
-            config.images_per_shard,
-            config.batch_size,
-            config.max_reject_share,
-            config.resources,
-            is_remote=config.source.is_remote,
-            skip_damaged=config.source.skip_damaged,
-        )
+        source = replace(config.source, identity="none")
+        job = ImageJob.of("score", stage, source, config)
         with session(config.ray):
             made = run_image_job(job, output)
         write_csv(output.output, made.records, "qualities.csv")

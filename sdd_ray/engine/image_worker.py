@@ -24,7 +24,8 @@ from sdd_ray.engine.failures import failure_row
 from sdd_ray.errors import SddError
 from sdd_ray.formats.items import Item, Source, from_table
 from sdd_ray.formats.reading import read_faces, reason_of
-from sdd_ray.settings import PoolResources
+from sdd_ray.formats.source import open_source
+from sdd_ray.settings import EmbedConfig, MeasureConfig, PoolResources, ScoreConfig, SourceConfig
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import Reject, part_name, write_part
 
@@ -74,6 +75,10 @@ class ImageStage(Protocol):
         """Return the rows of the output and all rows of the shard that were set aside."""
 
 
+ImageConfig = EmbedConfig | MeasureConfig | ScoreConfig
+"""Configurations of commands that go through images."""
+
+
 @dataclass(frozen=True)
 class ImageJob:
     """One run of a stage over a source."""
@@ -87,6 +92,30 @@ class ImageJob:
     resources: PoolResources
     is_remote: bool = False
     skip_damaged: bool = False
+
+    @classmethod
+    def of(
+        cls, name: str, stage: ImageStage, source: SourceConfig, config: ImageConfig
+    ) -> "ImageJob":
+        """Return the run that a command's configuration asks for.
+
+        Args:
+            name: Of the command.
+            stage: What is done with the images.
+            source: Of the configuration, or what the command makes of it.
+            config: How.
+        """
+        return cls(
+            name,
+            stage,
+            open_source(source),
+            config.images_per_shard,
+            config.batch_size,
+            config.max_reject_share,
+            config.resources,
+            is_remote=source.is_remote,
+            skip_damaged=source.skip_damaged,
+        )
 
     @property
     def network_threads(self) -> int:
