@@ -18,6 +18,7 @@ def run(config: EvaluateConfig) -> None:
     from sdd_ray.engine.assessing import Evaluation, evaluate_methods
     from sdd_ray.engine.evaluation_output import publish, terminal_table
     from sdd_ray.engine.evaluation_report import REPORT
+    from sdd_ray.engine.evaluation_tables import read_groups
     from sdd_ray.engine.listed import compare
     from sdd_ray.engine.session import session
     from sdd_ray.store.dataset import open_dataset
@@ -35,12 +36,15 @@ def run(config: EvaluateConfig) -> None:
     output = OutputRun(output_location(config.output), "evaluate", config, inputs)
     if not output.is_complete:
         with session(config.ray):
-            evaluations = []
+            evaluations: list[Evaluation] = []
+            groups = None
             for name, dataset in datasets.items():
                 compared = compare(dataset, config.comparisons, config.fmr)
+                if config.groups is not None and groups is None:  # of the first recogniser
+                    groups = read_groups(config.groups, compared)
                 methods = evaluate_methods(config, compared)
                 evaluations.append(Evaluation(name, compared, methods))
-        publish(config, evaluations, output)
+        publish(config, evaluations, groups, output)
     sys.stdout.write(terminal_table(output.output) + "\n")
     sys.stdout.write(f"report: {(output.output / REPORT).uri}\n")
 
@@ -48,19 +52,20 @@ def run(config: EvaluateConfig) -> None:
 def _inputs(config: EvaluateConfig) -> dict[str, str]:
     """Return digests of all files that are read besides the embeddings."""
     from sdd_ray.formats.comparisons import digest_of_comparisons, read_comparisons
-    from sdd_ray.store.dataset import content_digest
+    from sdd_ray.store.dataset import content_digest, open_dataset
 
     chosen = config.comparisons
     read: dict[str, str | None] = {f"methods.{m.name}": m.path for m in config.methods}
     read |= {"comparisons.splits": chosen.splits, "comparisons.scored": chosen.scored}
     read |= {"report.labels": config.report.labels, "report.severity": config.report.severity}
-    read |= {"report.audit": config.report.audit}
     if config.groups is not None:
         read["groups"] = config.groups.path
     if chosen.templates is not None:
         read["comparisons.templates.images"] = chosen.templates.images
         read["comparisons.templates.pairs"] = chosen.templates.pairs
     inputs = {name: content_digest(path) for name, path in read.items() if path is not None}
+    if config.report.audit is not None:
+        inputs["report.audit"] = open_dataset(config.report.audit, ["audit"]).digest
     if chosen.pairs is not None:
         inputs["comparisons.pairs"] = digest_of_comparisons(read_comparisons(chosen.pairs))
     return inputs

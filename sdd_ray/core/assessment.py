@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from sdd_ray.core.advice import Advice, RankCounts, advise_discard, advise_fnmr
 from sdd_ray.core.discarding import (
     ErrorDiscardCurve,
+    Sums,
     at_least,
     false_non_matches,
     lowest_ranks,
+    of_each,
     step_curve,
 )
 from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS, check_fractions, errors_at
@@ -99,16 +101,19 @@ def assess(
     check_fractions(protocol.grid)
     ranked = rank_sides(sides, qualities, protocol)
     points = sides.points(protocol.fmrs)
-    solved = _evrc(sides, ranked, protocol)
-    found = [
-        _assessment(fixed, moving, point, protocol)
-        for fixed, moving, point in zip(_edcs(sides, ranked, points), solved, points, strict=True)
+    up_from = nonmated_at_least(ranked)
+    counts = [rank_counts(sides, ranked, point.threshold) for point in points]
+    fixed = [
+        (step_curve(c.mated, c.missed, point.threshold), _fm_edc(sides, ranked, point, up_from))
+        for c, point in zip(counts, points, strict=True)
     ]
+    moving = _evrc(sides, ranked, protocol, up_from)
+    found = [_assessment(*parts, protocol) for parts in zip(fixed, moving, points, strict=True)]
     if protocol.pair_quality != "minimum":
         return found
     return [
-        replace(part, advice=advise(rank_counts(sides, ranked, point.threshold), protocol))
-        for part, point in zip(found, points, strict=True)
+        replace(part, advice=advise(of_rate, protocol))
+        for part, of_rate in zip(found, counts, strict=True)
     ]
 
 
@@ -142,24 +147,11 @@ def advise(counts: RankCounts, protocol: Protocol) -> tuple[Advice, ...]:
     return (*discards, *(advise_fnmr(counts, most) for most in protocol.advice_fnmrs))
 
 
-def _edcs(
-    sides: ComparedSides, ranked: RankedSides, points: Sequence[OperatingPoint]
-) -> list[tuple[ErrorDiscardCurve, ErrorDiscardCurve]]:
-    """Return FNM-EDC and FM-EDC of each operating point."""
-    number = ranked.number
-    up_from = nonmated_at_least(ranked)
-    totals = [
-        np.bincount(ranked.mated, minlength=number),
-        up_from - np.append(up_from[1:], 0),
-    ]
-    curves = []
-    for point in points:
-        missed = ranked.mated[is_false_non_match(sides.mated.similarities, point.threshold)]
-        passed = _passed(sides, ranked, point)
-        wrong = [np.bincount(of, minlength=number) for of in (missed, passed)]
-        fnm, fm = (step_curve(*c, point.threshold) for c in zip(totals, wrong, strict=True))
-        curves.append((fnm, fm))
-    return curves
+def _fm_edc(
+    sides: ComparedSides, ranked: RankedSides, point: OperatingPoint, up_from: Sums
+) -> ErrorDiscardCurve:
+    passed = np.bincount(_passed(sides, ranked, point), minlength=ranked.number)
+    return step_curve(of_each(up_from), passed, point.threshold)
 
 
 def _passed(sides: ComparedSides, ranked: RankedSides, point: OperatingPoint) -> NDArray[np.int32]:
@@ -176,10 +168,12 @@ class _Solved:
     achieved: NDArray[np.float64]
 
 
-def _evrc(sides: ComparedSides, ranked: RankedSides, protocol: Protocol) -> list[_Solved]:
+def _evrc(
+    sides: ComparedSides, ranked: RankedSides, protocol: Protocol, up_from: Sums
+) -> list[_Solved]:
     grid = protocol.grid
-    lowest = lowest_ranks(leaving(ranked, protocol), grid)
-    there = np.asarray(nonmated_at_least(ranked)[lowest], np.int64)
+    lowest = lowest_ranks(leaving(ranked, protocol, up_from), grid)
+    there = np.asarray(up_from[lowest], np.int64)
     solved = sides.top.solve(ranked.top, lowest, there, protocol.fmrs, ranked.nonmated)
     errors = false_non_matches(sides.mated.similarities, ranked.mated, lowest, solved.thresholds)
     remaining = at_least(np.bincount(ranked.mated, minlength=ranked.number))[lowest]

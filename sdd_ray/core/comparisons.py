@@ -4,6 +4,7 @@ Shapes: N images of the set, D numbers of an embedding, A rows of one tile, K co
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,13 +110,14 @@ def sampled_nonmated(
 
 
 def similarities_between(
-    unit: NDArray[np.float32], first: NDArray[np.int32], second: NDArray[np.int32]
-) -> NDArray[np.float32]:
-    """Return the (K,) cosines of pairs of rows of (N, D) unit embeddings."""
-    found = np.empty(len(first), np.float32)
+    unit: NDArray[np.float32], first: NDArray[np.integer[Any]], second: NDArray[np.integer[Any]]
+) -> NDArray[np.float64]:
+    """Return the (K,) cosines of pairs of rows of (N, D) unit embeddings, summed in float64."""
+    found = np.empty(len(first), np.float64)
     for start in range(0, len(first), _PAIRS_AT_ONCE):
         some = slice(start, start + _PAIRS_AT_ONCE)
-        found[some] = np.einsum("pd,pd->p", unit[first[some]], unit[second[some]])
+        rows = (unit[first[some]], unit[second[some]])
+        found[some] = np.einsum("pd,pd->p", *rows, dtype=np.float64)
     return found
 
 

@@ -129,6 +129,16 @@ def at_least(by_rank: Sums) -> Sums:
     return by_rank[::-1].cumsum()[::-1]
 
 
+def of_each(up_from: Sums) -> Sums:
+    """Return (U,) what each rank has alone, from sums over it and all higher ones.
+
+    Example:
+        >>> of_each(np.array([7, 6, 4])).tolist()
+        [1, 2, 4]
+    """
+    return np.asarray(up_from - np.append(up_from[1:], 0))
+
+
 @dataclass(frozen=True, eq=False)
 class Thresholds:
     """Thresholds at false match rates after discarding.

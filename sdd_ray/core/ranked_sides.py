@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdd_ray.core.comparisons import ComparedPairs
-from sdd_ray.core.discarding import Ranks, Sums, TopNonmated, at_least, rank_qualities, top_nonmated
+from sdd_ray.core.discarding import (
+    Ranks,
+    Sums,
+    TopNonmated,
+    at_least,
+    of_each,
+    rank_qualities,
+    top_nonmated,
+)
 from sdd_ray.core.edc import EVRC_DISCARD_FRACTIONS
 from sdd_ray.core.error_rates import OperatingPoint, check_similarities
 
@@ -181,11 +189,19 @@ def nonmated_at_least(ranked: RankedSides, weights: Weights | None = None) -> Su
     return np.asarray(np.round(pairs - at_least(mated_squares)))
 
 
-def leaving(ranked: RankedSides, protocol: Protocol, weights: Weights | None = None) -> Sums:
-    """Return (U,) how many of what the EVRC discards have each rank, or their weights."""
+def leaving(
+    ranked: RankedSides, protocol: Protocol, up_from: Sums, weights: Weights | None = None
+) -> Sums:
+    """Return (U,) how many of what the EVRC discards have each rank, or their weights.
+
+    Args:
+        ranked: The ranks.
+        protocol: Says what is discarded.
+        up_from: What `nonmated_at_least` says of them.
+        weights: None: each counts once.
+    """
     if protocol.discarded == "images":
         images = None if weights is None else weights.images
         return np.asarray(np.bincount(ranked.images.of, images, ranked.number))
     mated = np.bincount(ranked.mated, None if weights is None else weights.mated, ranked.number)
-    up_from = nonmated_at_least(ranked, weights)
-    return np.asarray(mated + up_from - np.append(up_from[1:], 0))
+    return np.asarray(mated + of_each(up_from))

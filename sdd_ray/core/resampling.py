@@ -26,7 +26,7 @@ from scipy.sparse.csgraph import connected_components
 
 from sdd_ray.core.assessment import advise, rank_counts
 from sdd_ray.core.comparisons import ComparedPairs
-from sdd_ray.core.discarding import ErrorDiscardCurve, at_least, lowest_ranks, step_curve
+from sdd_ray.core.discarding import ErrorDiscardCurve, Sums, at_least, lowest_ranks, step_curve
 from sdd_ray.core.edc import errors_at
 from sdd_ray.core.edc_areas import aoc, normalised_pauc
 from sdd_ray.core.error_rates import Similarities, counts_within, is_false_non_match
@@ -132,7 +132,7 @@ def drawn_figures(
         step_curve(c.mated, c.missed, threshold)
         for c, threshold in zip(counts, thresholds, strict=True)
     ]
-    moving = _evrc(sides, ranked, weights, protocol)
+    moving = _evrc(sides, ranked, weights, protocol, up_from)
     advised = counts if protocol.pair_quality == "minimum" else []
     return DrawnFigures(
         edc=np.stack([_at(curve, grid) for curve in fixed]),
@@ -152,12 +152,16 @@ def _area(curve: ErrorDiscardCurve, limit: float) -> float:
 
 
 def _evrc(
-    sides: ComparedSides, ranked: RankedSides, weights: Weights, protocol: Protocol
+    sides: ComparedSides,
+    ranked: RankedSides,
+    weights: Weights,
+    protocol: Protocol,
+    up_from: Sums,
 ) -> list[ErrorDiscardCurve]:
     grid = protocol.grid
     points = len(grid)
-    lowest = lowest_ranks(leaving(ranked, protocol, weights), grid)
-    there_nonmated = nonmated_at_least(ranked, weights)[lowest]
+    lowest = lowest_ranks(leaving(ranked, protocol, up_from, weights), grid)
+    there_nonmated = up_from[lowest]
     there_mated = at_least(np.bincount(ranked.mated, weights.mated, ranked.number))[lowest]
     errors, thresholds = np.full((2, len(protocol.fmrs), points), np.nan)
     for point in np.flatnonzero((there_mated > 0) & (there_nonmated > 0)):

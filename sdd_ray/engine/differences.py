@@ -33,8 +33,8 @@ class Figure:
         name: Such as `normalised_pauc_0.3`, `aoc`, `evrc_0.1`, `edc_0.1`.
         value: Without a draw.
         draws: (B,) in the draws; none if nothing was drawn.
-        by_chance: (B,) what random order has in the same draws; and without a draw `chance`.
-        chance: See above.
+        by_chance: (B,) what random order is expected to have in the same draws.
+        chance: The same without a draw.
         larger_is_better: Whether it is.
     """
 

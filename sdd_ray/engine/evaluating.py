@@ -172,7 +172,7 @@ def _compared(
         found.append(ray.get(ref))
         progress.update(len(found[-1]))
     progress.close()
-    return ComparedPairs(first, second, np.concatenate(found))
+    return ComparedPairs(first, second, np.concatenate(found).astype(np.float32))
 
 
 def _largest(

@@ -16,10 +16,10 @@ from sdd_ray.engine.differences import Difference, differences, ends_on, figures
 from sdd_ray.engine.evaluation_report import caution, report_files, report_sections
 from sdd_ray.engine.evaluation_sections import percent
 from sdd_ray.engine.evaluation_tables import (
+    Groups,
     advice_table,
     correlation_table,
     group_table,
-    read_groups,
 )
 from sdd_ray.settings import EvaluateConfig
 from sdd_ray.store.dataset import read_json
@@ -44,16 +44,19 @@ _WIDEST_NAME = 32
 """Columns of the terminal; longer names of methods are cut."""
 
 
-def publish(config: EvaluateConfig, evaluations: list[Evaluation], run: OutputRun) -> None:
+def publish(
+    config: EvaluateConfig, evaluations: list[Evaluation], groups: Groups | None, run: OutputRun
+) -> None:
     """Write all tables (Parquet, CSV), report.html and the manifest.
 
     Args:
         config: The evaluation.
         evaluations: By each recogniser; the first is the one that the report is about.
+        groups: Of its images, if there are any.
         run: The output.
 
     Raises:
-        InputError: The report's labels or faces, or the groups, cannot be read.
+        InputError: The report's labels or faces cannot be read.
         OutputError: The folder cannot be written.
     """
     compared, methods = evaluations[0].compared, evaluations[0].methods
@@ -80,6 +83,8 @@ def publish(config: EvaluateConfig, evaluations: list[Evaluation], run: OutputRu
         "verdicts": _verdicts(found[config.recogniser], config),
     }
     tables = _tables(config, evaluations[0], rows, found)
+    if groups is not None:
+        tables["groups"] = group_table(groups, compared, methods[:-1], protocol)
     facts = {**results, **compared.counts, **versions()}
     sections = report_sections(config, compared, methods, tables)
     for name, content in report_files(sections, facts).items():
@@ -100,20 +105,15 @@ def _tables(
     rows: list[dict[str, Any]],
     found: dict[str, list[Difference]],
 ) -> dict[str, pa.Table]:
-    """Return all tables by the name of their file; random is in the first two only."""
-    compared, methods = first.compared, first.methods
-    protocol = protocol_of(config)
-    tables = {
+    """Return all tables but the groups by the name of their file; random is in the first two."""
+    methods, protocol = first.methods, protocol_of(config)
+    return {
         "summary": pa.Table.from_pylist(rows),
         "curves": _curves(methods, protocol),
         "differences": _differences(found),
         "advice": advice_table(methods[:-1], protocol),
         "correlations": correlation_table(methods[:-1]),
     }
-    if config.groups is not None:
-        groups = read_groups(config.groups, compared)
-        tables["groups"] = group_table(groups, compared, methods[:-1], protocol)
-    return tables
 
 
 def terminal_table(output: Location) -> str:

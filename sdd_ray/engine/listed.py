@@ -1,6 +1,7 @@
 """Compare what a list names: pairs of images, pairs with their similarities, IJB's templates."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -8,11 +9,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdd_ray.columns import IDENTITY, IMAGE_ID
-from sdd_ray.core.comparisons import ComparedPairs
+from sdd_ray.core.comparisons import ComparedPairs, similarities_between
 from sdd_ray.core.resampling import subjects_of
 from sdd_ray.core.templates import average_templates
 from sdd_ray.engine.evaluating import ComparedSet, Members, compare_all
-from sdd_ray.engine.verifying import NOT_EMBEDDED, read_images, similarities_of
+from sdd_ray.engine.verifying import NOT_EMBEDDED, read_images
 from sdd_ray.errors import InputError
 from sdd_ray.formats.comparisons import read_comparisons
 from sdd_ray.formats.pair_tables import (
@@ -99,7 +100,7 @@ def _made(
         reason = reasons.get(pairs.ids[number].as_py(), NOT_EMBEDDED)
         counted[reason] = counted.get(reason, 0) + count
     first, second = first[made], second[made]
-    similarities = similarities_of(unit, first, second).astype(np.float32)
+    similarities = similarities_between(unit, first, second).astype(np.float32)
     # Only compared images count: shares of images are of those.
     used, numbered = np.unique(np.concatenate([first, second]), return_inverse=True)
     ends = numbered.astype(np.int32).reshape(2, -1)
@@ -165,13 +166,5 @@ def _templates(dataset: Dataset, config: TemplatesConfig) -> ComparedSet:
     there = np.array([place_of.get(name, -1) for name in names])
     members = Members(listed.image_ids.filter(pa.array(there >= 0)).to_pylist(), there[there >= 0])
     lacking = {"images of templates without an embedding": int(np.count_nonzero(~known))}
-    return ComparedSet(
-        found.image_ids,
-        found.codes,
-        found.unit,
-        found.mated,
-        found.nonmated,
-        found.num_nonmated,
-        members,
-        found.counts | {name: count for name, count in lacking.items() if count},
-    )
+    lacking = {name: count for name, count in lacking.items() if count}
+    return replace(found, members=members, counts=found.counts | lacking)

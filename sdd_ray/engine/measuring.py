@@ -80,7 +80,7 @@ class MeasureStage:
             lambda inputs: stability(inputs)[:, None],
             1,
             backbone.preprocessing,
-            Running(self.device),
+            Running(self.device, self.recogniser.precision),
             {},
         )
         return lambda images: runner.embed(images)[:, 0]

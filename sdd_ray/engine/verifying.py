@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdd_ray.columns import EMBEDDING, IMAGE_ID, REASON
+from sdd_ray.core.comparisons import similarities_between
 from sdd_ray.core.error_rates import fnmr, threshold_at_fmr
 from sdd_ray.core.similarity import EMBEDDING_REASONS, usable_rows
 from sdd_ray.core.verification import area_under_roc, equal_error_rate, fold_accuracy
@@ -26,8 +27,6 @@ PART = "comparisons"
 SIMILARITY = "similarity"
 NOT_EMBEDDED = "not_in_embeddings"
 """Reason of a comparison with an image that the embeddings do not know at all."""
-
-_PAIRS_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def compare(dataset: Dataset, comparisons: pa.Table) -> Verification:
     made = comparisons.filter(is_made)
     _check(made, wanted, dataset)
     first, second = (np.asarray(rows.filter(is_made), dtype=np.int64) for rows in (rows_a, rows_b))
-    similarity = pa.array(similarities_of(unit, first, second))
+    similarity = pa.array(similarities_between(unit, first, second))
     return Verification(
         made.append_column(SIMILARITY, similarity),
         _rejects(comparisons.filter(pc.invert(is_made)), ids, reasons),
@@ -191,18 +190,6 @@ def _check(made: pa.Table, wanted: pa.Array, dataset: Dataset) -> None:
             raise InputError(f"{uri}: of {len(mated):,} comparisons none is {kind}")
     if pc.count_distinct(made["fold"]).as_py() < 2:
         raise InputError(f"{uri}: all {len(mated):,} comparisons are in one fold, two are needed")
-
-
-def similarities_of(
-    unit: NDArray[np.float32], first: NDArray[np.int64], second: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Return the cosine of each pair of rows, summed in float64."""
-    found = np.empty(len(first), np.float64)
-    for start in range(0, len(first), _PAIRS_AT_ONCE):
-        some = slice(start, start + _PAIRS_AT_ONCE)
-        rows = (unit[first[some]], unit[second[some]])
-        found[some] = np.einsum("pd,pd->p", *rows, dtype=np.float64)
-    return found
 
 
 def _rejects(missed: pa.Table, ids: pa.Array, reasons: Mapping[str, str]) -> list[Reject]:
