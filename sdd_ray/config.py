@@ -170,6 +170,11 @@ def describe_fields(schema: type[Any], prefix: str = "") -> Iterator[tuple[str, 
         required = info.is_required()
         default = " (required)" if required else f" ({_default_text(info)})"
         text = (info.description or "").strip()
+        part = _optional(hints[name])
+        if part is not None:
+            yield f"{prefix}{name}", "the keys below, or null", default, text
+            yield from describe_fields(part, f"{prefix}{name}.")
+            continue
         item = _item(hints[name])
         if item is None:
             yield f"{prefix}{name}", _type_text(hints[name]), default, text
@@ -184,7 +189,7 @@ def known_keys(schema: type[Any]) -> list[str]:
     groups = {
         ".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 1)
     }
-    return keys + sorted(groups)
+    return keys + sorted(groups - set(keys))
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> str:
@@ -278,6 +283,13 @@ def _parse(argv: list[str]) -> tuple[str | None, list[str]]:
 
 def _nested(hint: Any) -> type[Any] | None:
     return hint if dataclasses.is_dataclass(hint) and isinstance(hint, type) else None
+
+
+def _optional(hint: Any) -> type[Any] | None:
+    """Return the class of a group of keys that may be null."""
+    given = typing.get_args(hint)
+    groups = [part for part in map(_nested, given) if part is not None]
+    return groups[0] if len(given) == 2 and type(None) in given and groups else None
 
 
 _PLAIN = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}

@@ -87,9 +87,9 @@ def advice_section(config: EvaluateConfig, advice: pa.Table) -> list[Section]:
     if not rows:
         return []
     text = (
-        f"Images whose {first} is below the threshold are to be discarded. The similarity threshold"
-        " is the one at the FMR before anything is discarded. Thresholds hold for images like"
-        " these; where the interval is wide, so is the doubt. All methods: advice.csv."
+        f"Images of a quality below the threshold, by {first}, are to be discarded. The similarity"
+        " threshold is the one at the FMR before anything is discarded. Thresholds hold for images"
+        " like these; where the interval is wide, so is the doubt. All methods: advice.csv."
     )
     heads = ["FMR", "aim", "quality", "95 % of the draws", "discards", "FNMR left"]
     return [Section("Which quality to ask for", text, tables=[Table(heads, rows)])]

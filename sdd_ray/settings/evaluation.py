@@ -191,7 +191,7 @@ class EvaluateConfig:
     bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
     advice: AdviceConfig = field(default_factory=AdviceConfig)
     groups: GroupsConfig | None = None
-    """Null: no groups."""
+    """Groups of people, to see whom a quality discards."""
     random_repeats: PositiveInt = 20
     """Random qualities that are averaged."""
     report: ReportConfig = field(default_factory=ReportConfig)

@@ -335,10 +335,19 @@ def test_help_speaks_plainly_of_types():
     assert "recogniser.flip: true or false (false)" in text
 
 
+def test_help_shows_the_keys_of_groups_that_may_be_null():
+    text = help_text(EvaluateConfig, "x")
+    assert "  groups: the keys below, or null (null)\n" in text
+    assert '  groups.column: text ("group")\n' in text
+    assert "  comparisons.pairs.path: text (required)\n" in text
+    assert "  report.faces.synthetic.seed: integer (7)\n" in text
+
+
 def test_known_keys_hold_options_and_groups():
     keys = known_keys(EmbedConfig)
     assert {"output", "source", "source.synthetic", "source.synthetic.seed"} <= set(keys)
     assert len(keys) == len(set(keys))
+    assert len(known_keys(EvaluateConfig)) == len(set(known_keys(EvaluateConfig)))
 
 
 def test_main_returns_exit_statuses(capsys):
