@@ -15,7 +15,7 @@ def run(config: EvaluateConfig) -> None:
     Raises:
         SddError: An input, the output or the cluster is not as it should be.
     """
-    from sdd_ray.engine.assessing import Evaluation, evaluate_methods
+    from sdd_ray.engine.assessing import Evaluation, evaluate_methods, read_methods
     from sdd_ray.engine.evaluation_output import publish, terminal_table
     from sdd_ray.engine.evaluation_report import REPORT
     from sdd_ray.engine.evaluation_tables import read_groups
@@ -25,24 +25,25 @@ def run(config: EvaluateConfig) -> None:
     from sdd_ray.store.location import output_location
     from sdd_ray.store.run import OutputRun
 
-    named = [(config.recogniser, "embeddings", config.embeddings)]
-    named += [(other.name, f"others.{other.name}", other.embeddings) for other in config.others]
-    datasets = {name: open_dataset(uri, ["embed"]) if uri else None for name, _, uri in named}
-    inputs = _inputs(config)
-    for name, key, _ in named:
-        dataset = datasets[name]
-        if dataset is not None:
-            inputs[key] = dataset.digest
+    named = {config.recogniser: config.embeddings}
+    named |= {other.name: other.embeddings for other in config.others}
+    datasets = {name: open_dataset(uri, ["embed"]) if uri else None for name, uri in named.items()}
+    inputs = _inputs(config) | {
+        "embeddings" if name == config.recogniser else f"others.{name}": dataset.digest
+        for name, dataset in datasets.items()
+        if dataset is not None
+    }
     output = OutputRun(output_location(config.output), "evaluate", config, inputs)
     if not output.is_complete:
         with session(config.ray):
             evaluations: list[Evaluation] = []
             groups = None
             for name, dataset in datasets.items():
-                compared = compare(dataset, config.comparisons, config.fmr)
+                everything = compare(dataset, config.comparisons, config.fmr)
+                compared, read = read_methods(config, everything)
                 if config.groups is not None and groups is None:  # of the first recogniser
                     groups = read_groups(config.groups, compared)
-                methods = evaluate_methods(config, compared)
+                methods = evaluate_methods(config, compared, read)
                 evaluations.append(Evaluation(name, compared, methods))
         publish(config, evaluations, groups, output)
     sys.stdout.write(terminal_table(output.output) + "\n")
@@ -56,6 +57,8 @@ def _inputs(config: EvaluateConfig) -> dict[str, str]:
 
     chosen = config.comparisons
     read: dict[str, str | None] = {f"methods.{m.name}": m.path for m in config.methods}
+    for method in config.methods:
+        read |= {f"methods.{method.name}.seeds.{n}": path for n, path in enumerate(method.seeds)}
     read |= {"comparisons.splits": chosen.splits, "comparisons.scored": chosen.scored}
     read |= {"report.labels": config.report.labels, "report.severity": config.report.severity}
     if config.groups is not None:

@@ -16,8 +16,9 @@ Source:
 """
 
 import math
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,8 +223,17 @@ def subjects_of(mated: ComparedPairs, images: int) -> NDArray[np.int64]:
 def stacked(parts: Sequence[DrawnFigures]) -> DrawnFigures:
     """Return the figures of all draws, each with one more axis in front: (B, ...)."""
     return DrawnFigures(
-        *(
-            np.stack([getattr(part, name) for part in parts])
-            for name in ("edc", "evrc", "paucs", "aocs", "advice")
-        )
+        *(np.stack([getattr(part, field.name) for part in parts]) for field in fields(DrawnFigures))
     )
+
+
+def mean_figures(parts: Sequence[DrawnFigures]) -> DrawnFigures:
+    """Return the mean of the figures of one draw over several seeds of a method."""
+    together = stacked(parts)
+    return DrawnFigures(*(getattr(together, f.name).mean(axis=0) for f in fields(DrawnFigures)))
+
+
+def seed_draw(seeds: int, seed: int, draw: int, name: str) -> NDArray[np.int64]:
+    """Return which seeds of a method a draw has, as many as there are, with replacement."""
+    generator = np.random.default_rng([seed, draw, zlib.crc32(name.encode())])
+    return generator.integers(seeds, size=seeds)

@@ -1,7 +1,7 @@
 """Assess all methods of an evaluation on Ray, and again in every draw of its people."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +14,8 @@ from sdd_ray.core.ranked_sides import ComparedSides, Protocol, rank_sides
 from sdd_ray.core.resampling import (
     DrawnFigures,
     drawn_figures,
+    mean_figures,
+    seed_draw,
     stacked,
     subject_draw,
     weigh,
@@ -39,8 +41,8 @@ class MethodResult:
     Attributes:
         name: Name of the method.
         kind: What its values are, see `sdd_ray.settings.MethodConfig`, or random.
-        read: The quality of each image, and how many have none.
-        assessments: One for each false match rate.
+        read: The quality of each image, and how many have none; of several seeds, the first.
+        assessments: One for each false match rate; of several seeds, the means.
         draws: Its figures in every draw of the people, (B, ...); None of random, whose expectation
             is known, and where nothing was drawn.
     """
@@ -50,6 +52,8 @@ class MethodResult:
     read: Qualities
     assessments: list[Assessment]
     draws: DrawnFigures | None = None
+    by_seed: tuple[list[Assessment], ...] = ()
+    """The assessments of each seed."""
 
     @property
     def qualities(self) -> Floats:
@@ -86,29 +90,63 @@ def protocol_of(config: EvaluateConfig) -> Protocol:
     )
 
 
-def evaluate_methods(config: EvaluateConfig, compared: ComparedSet) -> list[MethodResult]:
-    """Return what every method is worth, a random one last.
+def read_methods(
+    config: EvaluateConfig, compared: ComparedSet
+) -> tuple[ComparedSet, list[list[Qualities]]]:
+    """Return the comparisons to assess by, and the qualities of each seed of each method.
 
     Raises:
-        InputError: The qualities of a method cannot be read, or a false match rate asks for more
-            nonmated comparisons than there are.
+        InputError: The qualities of a method cannot be read, or too few images have one.
+    """
+    read = [
+        [_read(replace(method, path=path), compared) for path in (method.path, *method.seeds)]
+        for method in config.methods
+    ]
+    if config.failures == "discarded_first":
+        return compared, read
+    unknown = [np.isnan(seed.values) for method in read for seed in method]
+    kept = ~np.logical_or.reduce(unknown)
+    counts = {**compared.counts, "left out, without a quality": int(np.count_nonzero(~kept))}
+    fewer = replace(compared.among(kept), counts=counts)
+    return fewer, [[replace(seed, values=seed.values[kept]) for seed in m] for m in read]
+
+
+def evaluate_methods(
+    config: EvaluateConfig, compared: ComparedSet, read: Sequence[Sequence[Qualities]]
+) -> list[MethodResult]:
+    """Return what every method is worth, a random one last.
+
+    Args:
+        config: The evaluation.
+        compared: The comparisons of `read_methods`.
+        read: Its qualities.
+
+    Raises:
+        InputError: A false match rate asks for more nonmated comparisons than there are.
     """
     _check_rates(config, compared.num_made)
-    read = [_read(method, compared) for method in config.methods]
-    given = [qualities.values for qualities in read]
+    given = [[seed.values for seed in method] for method in read]
     protocol = protocol_of(config)
     sides = ray.put(compared.sides(config.fmr))
-    assessments = _assessments(sides, [*([q] for q in given), _random(config, compared)], protocol)
+    *seeds, of_random = _assessments(sides, [*given, _random(config, compared)], protocol)
     draws = _draws(config, compared, sides, given, protocol)
     results = [
-        MethodResult(method.name, method.kind, qualities, found, drawn)
-        for method, qualities, found, drawn in zip(
-            config.methods, read, assessments[:-1], draws, strict=True
-        )
+        MethodResult(method.name, method.kind, _together(qualities), _means(found), drawn, found)
+        for method, qualities, found, drawn in zip(config.methods, read, seeds, draws, strict=True)
     ]
     random = Qualities(_random(config, compared)[0], 0, 0, 0)
-    results.append(MethodResult(RANDOM, RANDOM, random, assessments[-1]))
+    results.append(MethodResult(RANDOM, RANDOM, random, _means(of_random)))
     return results
+
+
+def _together(seeds: Sequence[Qualities]) -> Qualities:
+    """Return the first seed with the counts of all."""
+    counts = {n: sum(getattr(seed, n) for seed in seeds) for n in ("failed", "missing", "unknown")}
+    return replace(seeds[0], **counts)
+
+
+def _means(seeds: Sequence[list[Assessment]]) -> list[Assessment]:
+    return [mean_assessment(of_rate) for of_rate in zip(*seeds, strict=True)]
 
 
 def _read(method: MethodConfig, compared: ComparedSet) -> Qualities:
@@ -118,7 +156,7 @@ def _read(method: MethodConfig, compared: ComparedSet) -> Qualities:
         return read_qualities(method, compared.image_ids)
     of_images = read_qualities(method, members.image_ids)
     values = template_qualities(of_images.values, members.templates, len(compared.image_ids))
-    return Qualities(values, of_images.failed, of_images.missing, of_images.unknown)
+    return replace(of_images, values=values)
 
 
 def _check_rates(config: EvaluateConfig, made: int) -> None:
@@ -137,8 +175,8 @@ def _random(config: EvaluateConfig, compared: ComparedSet) -> list[Floats]:
 
 def _assessments(
     sides: Any, work: Sequence[Sequence[Floats]], protocol: Protocol
-) -> list[list[Assessment]]:
-    """Return the mean assessment of each method's repeats at each false match rate."""
+) -> list[tuple[list[Assessment], ...]]:
+    """Return the assessments of each method's repeats, each at all false match rates."""
     task: Any = ray.remote(_assess).options(num_cpus=1, name="assess")
     refs = [[task.remote(sides, qualities, protocol) for qualities in repeats] for repeats in work]
     progress = Progress("evaluate", len(work), unit="methods")
@@ -151,8 +189,7 @@ def _assessments(
                 " similarities that were kept; ask for smaller fmr, or compare a sample"
                 " (comparisons.max_nonmated)"
             )
-        by_fmr = zip(*made, strict=True)
-        found.append([mean_assessment(parts) for parts in by_fmr])
+        found.append(tuple(made))
         progress.update(1)
     progress.close()
     return found
@@ -170,7 +207,7 @@ def _draws(
     config: EvaluateConfig,
     compared: ComparedSet,
     sides: Any,
-    given: Sequence[Floats],
+    given: Sequence[Sequence[Floats]],
     protocol: Protocol,
 ) -> list[DrawnFigures | None]:
     """Return the figures of each method in all draws."""
@@ -178,7 +215,8 @@ def _draws(
     if draws == 0:
         return [None] * len(given)
     task: Any = ray.remote(_some_draws).options(num_cpus=1, name="draw people")
-    rest = (ray.put(compared.codes), ray.put(list(given)), protocol, config.bootstrap.seed)
+    named = {m.name: qualities for m, qualities in zip(config.methods, given, strict=True)}
+    rest = (ray.put(compared.codes), ray.put(named), protocol, config.bootstrap.seed)
     parts = [
         range(start, min(start + _DRAWS_PER_TASK, draws))
         for start in range(0, draws, _DRAWS_PER_TASK)
@@ -196,16 +234,24 @@ def _draws(
 def _some_draws(
     sides: ComparedSides,
     subjects: NDArray[np.int64],
-    given: Sequence[Floats],
+    given: Mapping[str, Sequence[Floats]],
     protocol: Protocol,
     seed: int,
     part: range,
 ) -> list[list[DrawnFigures]]:
-    """Return the figures of every method in some draws."""
-    ranked = [rank_sides(sides, qualities, protocol) for qualities in given]
+    """Return the figures of every method in some draws, over the seeds that each draw has."""
+    ranked = {
+        name: [rank_sides(sides, qualities, protocol) for qualities in seeds]
+        for name, seeds in given.items()
+    }
     number = int(subjects.max()) + 1
     found = []
     for draw in part:
         drawn = weigh(sides, subjects, subject_draw(number, seed, draw))
-        found.append([drawn_figures(sides, ranks, drawn, protocol) for ranks in ranked])
+        of_draw = []
+        for name, seeds in ranked.items():
+            chosen = seed_draw(len(seeds), seed, draw, name).tolist()
+            made = {n: drawn_figures(sides, seeds[n], drawn, protocol) for n in set(chosen)}
+            of_draw.append(mean_figures([made[n] for n in chosen]))
+        found.append(of_draw)
     return found

@@ -1,7 +1,7 @@
 """Compare the images of a set with each other on Ray."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,51 @@ class ComparedSet:
         if self.top is None:
             return ComparedSides.of(self.mated, self.nonmated, fmrs)
         return ComparedSides(self.mated, self.top)
+
+    def among(self, kept: NDArray[np.bool_]) -> "ComparedSet":
+        """Return the comparisons between some of the images, as if the others had not been there.
+
+        Args:
+            kept: (N,) whether an image stays.
+
+        Raises:
+            InputError: No mated or no nonmated comparison is left.
+        """
+        rows = np.flatnonzero(kept)
+        place = np.cumsum(kept, dtype=np.int32) - 1
+        mated, nonmated = (_between(pairs, kept, place) for pairs in (self.mated, self.nonmated))
+        for kind, pairs in (("mated", mated), ("nonmated", nonmated)):
+            if len(pairs.first) == 0:
+                raise InputError(
+                    f"{len(rows)} of {len(kept)} images have a quality by every method, and make no"
+                    f" {kind} comparison; see failures"
+                )
+        codes = np.unique(self.codes[rows], return_inverse=True)[1].astype(np.int64)
+        all_made = self.num_nonmated == len(self.nonmated.first)
+        total = len(nonmated.first) if all_made else count_nonmated(codes)
+        top = self.top
+        if top is not None:
+            largest = ComparedPairs(top.first, top.second, top.sorted.astype(np.float32))
+            pairs = _between(largest, kept, place)
+            top = TopNonmated(total, pairs.first, pairs.second, pairs.similarities)
+        members = self.members
+        if members is not None:
+            inside = kept[members.templates]
+            ids = [name for name, stays in zip(members.image_ids, inside, strict=True) if stays]
+            members = Members(ids, place[members.templates[inside]].astype(np.int64))
+        names = self.identities
+        return replace(
+            self,
+            image_ids=[self.image_ids[row] for row in rows],
+            codes=codes,
+            unit=None if self.unit is None else self.unit[rows],
+            mated=mated,
+            nonmated=nonmated,
+            num_nonmated=total,
+            members=members,
+            identities=None if names is None else [names[row] for row in rows],
+            top=top,
+        )
 
 
 def compare_all(dataset: Dataset, config: ComparisonsConfig, fmrs: Sequence[float]) -> ComparedSet:
@@ -221,3 +266,12 @@ def _joined(parts: Sequence[ComparedPairs]) -> ComparedPairs:
         np.concatenate([p.second for p in parts]),
         np.concatenate([p.similarities for p in parts]),
     )
+
+
+def _between(
+    pairs: ComparedPairs, kept: NDArray[np.bool_], place: NDArray[np.int32]
+) -> ComparedPairs:
+    """Return the pairs of images that stay, by their new places."""
+    stay = kept[pairs.first] & kept[pairs.second]
+    first, second = (place[end[stay]] for end in (pairs.first, pairs.second))
+    return ComparedPairs(first, second, pairs.similarities[stay])

@@ -217,7 +217,23 @@ def _summary_row(
     for name in [name for name in row if name.startswith(_WITH_INTERVAL)]:
         row[f"{name}_low"] = known[name].low if known else math.nan
         row[f"{name}_high"] = known[name].high if known else math.nan
-    return row
+    return row | _spread(method, number, protocol)
+
+
+def _spread(method: MethodResult, number: int, protocol: Protocol) -> dict[str, Any]:
+    """Return how many seeds a method has, and the standard deviation of its areas over them."""
+    seeds = [found[number] for found in method.by_seed]
+    areas = {
+        f"normalised_pauc_{limit:g}": [found.areas[limit].normalised.value for found in seeds]
+        for limit in protocol.discard_limits
+    }
+    areas["aoc"] = [found.aoc.value for found in seeds]
+    several = len(seeds) > 1
+    spreads = {
+        f"{name}_seed_std": float(np.std(values, ddof=1)) if several else math.nan
+        for name, values in areas.items()
+    }
+    return {"seeds": max(len(seeds), 1), **spreads}
 
 
 def _differences(found: dict[str, list[Difference]]) -> pa.Table:

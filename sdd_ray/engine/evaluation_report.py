@@ -50,6 +50,10 @@ _APART, _LEAST_RANKED = 6, 24
 """Faces shown of each kind of disagreement, and images that it takes."""
 _TRIES = 20
 """Images tried before the report does without a face."""
+_FAILURES = {
+    "discarded_first": "an image that could not be assessed leaves first",
+    "left_out": "images that some method could not assess are left out for all",
+}
 _POOR, _GOOD = 0.03, 0.97
 """Ranks of the two images whose similarities are shown."""
 
@@ -140,8 +144,8 @@ def _worth(config: EvaluateConfig, methods: list[MethodResult]) -> Section:
         " are missed, at a threshold that lets through the stated share (FMR) of comparisons of two"
         " people.\n\nEVRC: images are discarded, and the threshold is solved again on the rest (the"
         " paper). EDC: mated comparisons are discarded by the lower quality of the two images, at a"
-        " fixed threshold (ISO/IEC 29794-1). Images of equal quality leave together; an image that"
-        " could not be assessed leaves first.\n\n"
+        " fixed threshold (ISO/IEC 29794-1). Images of equal quality leave together; "
+        f"{_FAILURES[config.failures]}.{_seeds_in_words(config)}\n\n"
     )
     return Section(
         "What the quality is worth",
@@ -149,6 +153,11 @@ def _worth(config: EvaluateConfig, methods: list[MethodResult]) -> Section:
         highlights,
         tables=_tables(config, methods),
     )
+
+
+def _seeds_in_words(config: EvaluateConfig) -> str:
+    several = [f"{m.name} ({1 + len(m.seeds)})" for m in config.methods if m.seeds]
+    return f" Means over several seeds: {', '.join(several)}." if several else ""
 
 
 def _shown(value: float, form: str) -> str:

@@ -30,6 +30,9 @@ class MethodConfig:
     path: Text
     """Dataset with image_id and the values: qualities, labels, embeddings, any Parquet, a .csv or
     .tsv (separated by comma, semicolon or tab), or a .txt of lines `path score`."""
+    seeds: tuple[Text, ...] = ()
+    """More files like `path`, from other seeds of the same training: figures are means over all,
+    and the intervals hold for other seeds too."""
     column: Text = "quality"
     """Column of the values, larger is better. Null and NaN count as failed to assess, and so does
     -1 in a column of integers."""
@@ -188,6 +191,9 @@ class EvaluateConfig:
     it one on images; the others need `discarded=comparisons`."""
     discarded: Literal["images", "comparisons"] = "images"
     """What the fractions of the EVRC are shares of."""
+    failures: Literal["discarded_first", "left_out"] = "discarded_first"
+    """Images without a quality leave before all others, or are left out of the evaluation of all
+    methods if any has none. They are counted either way."""
     bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
     advice: AdviceConfig = field(default_factory=AdviceConfig)
     groups: GroupsConfig | None = None

@@ -1,12 +1,14 @@
 """Comparisons of lists: the images of verification lists, IJB's templates, given similarities."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from made_datasets import Rows, write_embeddings
 
 from sdd_ray.core.templates import average_templates
-from sdd_ray.engine.assessing import evaluate_methods
+from sdd_ray.engine.assessing import evaluate_methods, read_methods
 from sdd_ray.engine.evaluating import compare_all
 from sdd_ray.engine.listed import compare_listed
 from sdd_ray.errors import InputError
@@ -130,6 +132,10 @@ def templates(folder, rows):
     return TemplatesConfig(images=str(folder / "tid.txt"), pairs=str(folder / "pairs.txt"))
 
 
+def of_members(found):
+    return zip(found.members.templates, found.members.image_ids, strict=True)
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_templates_are_compared_by_their_averages_and_mean_qualities(tmp_path, rows):
     config = ComparisonsConfig(templates=templates(tmp_path, rows))
@@ -153,20 +159,26 @@ def test_templates_are_compared_by_their_averages_and_mean_qualities(tmp_path, r
     qualities[[0, 1, 2]] = np.nan
     table = pa.table({"image_id": rows.image_ids, "quality": qualities})
     file.write_bytes(parquet_bytes(table))
-    method, _ = evaluate_methods(
-        EvaluateConfig(
-            embeddings="any",
-            output="any",
-            methods=(MethodConfig(name="q", path=str(file)),),
-            comparisons=config,
-            fmr=(0.2,),
-            bootstrap=BootstrapConfig(draws=0),
-        ),
-        found,
+    evaluation = EvaluateConfig(
+        embeddings="any",
+        output="any",
+        methods=(MethodConfig(name="q", path=str(file)),),
+        comparisons=config,
+        fmr=(0.2,),
+        bootstrap=BootstrapConfig(draws=0),
     )
+    method, _ = evaluate_methods(evaluation, *read_methods(evaluation, found))
     expected = {str(t): (4 * t + 1) / 2 for t in range(12)} | {"0": np.nan, "1": 3.0}
     np.testing.assert_array_equal(method.qualities, [expected[name] for name in found.image_ids])
     assert (method.read.failed, method.read.missing) == (3, 0)
+
+    fewer, ((read,),) = read_methods(replace(evaluation, failures="left_out"), found)
+    kept = [name for name in found.image_ids if name != "0"]
+    assert fewer.image_ids == kept
+    assert fewer.counts == {"left out, without a quality": 1}
+    np.testing.assert_array_equal(read.values, [expected[name] for name in kept])
+    named = [(kept[template], image) for template, image in of_members(fewer)]
+    assert sorted(named) == sorted((str(row // 2), rows.image_ids[row]) for row in range(2, 24))
 
 
 def test_images_of_templates_without_an_embedding_are_counted(tmp_path, rows):

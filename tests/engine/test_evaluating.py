@@ -17,7 +17,7 @@ import pytest
 from made_datasets import Rows, write_embeddings
 
 from sdd_ray.engine import evaluating
-from sdd_ray.engine.assessing import evaluate_methods, protocol_of
+from sdd_ray.engine.assessing import evaluate_methods, protocol_of, read_methods
 from sdd_ray.engine.evaluating import compare_all
 from sdd_ray.engine.evaluation_tables import Groups, group_table
 from sdd_ray.engine.qualities import read_qualities
@@ -54,10 +54,14 @@ def compared(folder, made=None, **comparisons):
     return compare_all(open_dataset(embeddings, ["embed"]), ComparisonsConfig(**comparisons), [FMR])
 
 
+def read_with(config, found):
+    return config, *read_methods(config, found)
+
+
 def evaluated(folder, *methods, **options):
     given = {"fmr": (FMR,), **options}
     config = EvaluateConfig(embeddings="any", output="any", methods=methods, **given)
-    return evaluate_methods(config, compared(folder))
+    return evaluate_methods(*read_with(config, compared(folder)))
 
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -250,7 +254,7 @@ def many(tmp_path, monkeypatch):
         fmr=(FMR, 0.05),
         bootstrap=BootstrapConfig(draws=100),
     )
-    return config, [(one, evaluate_methods(config, one)[0]) for one in (streamed, held)]
+    return config, [(one, evaluate_methods(*read_with(config, one))[0]) for one in (streamed, held)]
 
 
 def test_all_comparisons_without_holding_them(many):
@@ -295,4 +299,4 @@ def test_more_is_needed_than_was_kept(tmp_path, monkeypatch):
     quality = write_qualities(tmp_path / "q.parquet", {**GOOD, "a2": 99.0, "b2": 98.0})
     config = EvaluateConfig(embeddings="any", output="any", methods=(quality,), fmr=(FMR,))
     with pytest.raises(InputError, match="a threshold lies below the largest similarities"):
-        evaluate_methods(config, found)
+        evaluate_methods(*read_with(config, found))
