@@ -16,6 +16,7 @@ LEAVE_ONE_OUT = "leave_one_out"
 QUALITY = "quality"
 RAW_QUALITY = "raw"
 REASON = "reason"
+ACCEPTED = "accepted"
 
 INDEX = pa.schema(
     [
@@ -40,7 +41,8 @@ QUALITIES = pa.schema(
         (REASON, pa.string()),
     ]
 )
-"""Quality 0-100, larger is better; -1 with a reason where an image could not be assessed."""
+"""Quality 0-100, larger is better; -1 with a reason where an image could not be assessed. With a
+threshold also `accepted`, and where the best images of people are chosen their `identity`."""
 
 MEASURES = ("sharpness", "contrast", "flip", "dropout")
 """Scores that need no training, in the order of their columns."""

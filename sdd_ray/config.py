@@ -133,7 +133,7 @@ def main(schema: type[Tree], run: Callable[[Tree], None], argv: Sequence[str] | 
         if "-h" in argv or "--help" in argv:
             _say(help_text(schema, program))
             return 0
-        file, overrides = _parse(argv)
+        file, overrides = _parse(argv, _switches(schema))
         run(load_config(schema, file, overrides))
     except SddError as error:
         _complain(f"{program}: {error}")
@@ -263,7 +263,13 @@ def _nearest(schema: type[Any], location: Sequence[str | int]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _parse(argv: list[str]) -> tuple[str | None, list[str]]:
+def _switches(schema: type[Any]) -> list[str]:
+    """Return the keys that `--key` sets to true: those of the tree itself that are off."""
+    fields = schema.__pydantic_fields__.items()
+    return [name for name, info in fields if info.default is False]
+
+
+def _parse(argv: list[str], switches: Sequence[str]) -> tuple[str | None, list[str]]:
     file: str | None = None
     overrides: list[str] = []
     words = iter(argv)
@@ -274,6 +280,8 @@ def _parse(argv: list[str]) -> tuple[str | None, list[str]]:
                 raise ConfigError("--config: expected a file after it")
         elif word.startswith("--config="):
             file = word.removeprefix("--config=")
+        elif word.removeprefix("--") in switches:
+            overrides.append(f"{word.removeprefix('--')}=true")
         elif word.startswith("-"):
             raise ConfigError(f"{word}: no such option; options are dotted.key=value, see --help")
         else:

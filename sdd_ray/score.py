@@ -1,45 +1,94 @@
 """Command: images and a model to qualities. See `sdd_ray.settings.ScoreConfig`.
 
 python -m sdd_ray.score --config configs/score.yaml [dotted.key=value ...]
+python -m sdd_ray.score model=runs/model 'images=[a.jpg, b.jpg]'
+find /my/faces -name '*.jpg' | python -m sdd_ray.score model=runs/model --stdin
 """
 
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from sdd_ray.config import main
 from sdd_ray.settings import ScoreConfig
 
+if TYPE_CHECKING:
+    from sdd_ray.engine.image_worker import ImageJob
+    from sdd_ray.store.location import Location
+    from sdd_ray.store.model_folder import QualityModel
+    from sdd_ray.store.run import PartRecord
+
 
 def run(config: ScoreConfig) -> None:
-    """Score all images of the source; write Parquet parts, qualities.csv and the manifest.
+    """Score all images of the source; write Parquet parts, a table and the manifest.
 
-    A quality needs no identity, so images that no folder names a person for are scored as well.
+    A quality needs no identity, so images that no folder names a person for are scored as well;
+    but for the best images of every person, which need it.
 
     Raises:
         SddError: An input, the output or the cluster is not as it should be.
     """
-    from sdd_ray.engine.image_worker import ImageJob
+    if config.output is None:
+        from sdd_ray.score_paths import score_paths
+
+        score_paths(config, sys.stdin.buffer, sys.stdout.buffer)
+    else:
+        _score_source(config, config.output)
+
+
+def _score_source(config: ScoreConfig, uri: str) -> None:
     from sdd_ray.engine.inference import run_image_job
-    from sdd_ray.engine.scoring import ScoreStage
     from sdd_ray.engine.session import session
-    from sdd_ray.store.dataset import open_dataset
+    from sdd_ray.store.dataset import content_digest, open_dataset
     from sdd_ray.store.location import output_location
     from sdd_ray.store.model_folder import load_model
+    from sdd_ray.store.quality import MODEL_WRITERS
     from sdd_ray.store.run import OutputRun
-    from sdd_ray.store.summary import say_done, write_csv
+    from sdd_ray.store.summary import say_done
 
-    model = open_dataset(config.model, ["train"])
-    output = OutputRun(output_location(config.output), "score", config, {"model": model.digest})
+    folder = open_dataset(config.model, MODEL_WRITERS)
+    inputs = {"model": folder.digest}
+    if config.best is not None and config.best.groups is not None:
+        inputs["best.groups"] = content_digest(config.best.groups)
+    output = OutputRun(output_location(uri), "score", config, inputs)
     if not output.is_complete:
-        load_model(model.location)  # a model that cannot be loaded ends here, not on the workers
-        stage = ScoreStage(model.location, "cuda" if config.resources.gpus_per_worker else "cpu")
-        source = replace(config.source, identity="none")
-        job = ImageJob.of("score", stage, source, config)
+        model = load_model(folder.location)  # one that cannot be loaded ends here, not on workers
+        job = _job(config, folder.location, model)
         with session(config.ray):
             made = run_image_job(job, output)
-        write_csv(output.output, made.records, "qualities.csv")
-        output.complete(made.records, made.results, made.listing.rejects)
+        results = {"weights_sha256": model.digest, **made.results}
+        results |= _write_tables(config, output.output, made.records)
+        output.complete(made.records, results, made.listing.rejects)
     say_done(output)
+
+
+def _job(config: ScoreConfig, folder: "Location", model: "QualityModel") -> "ImageJob":
+    from sdd_ray.engine.image_worker import ImageJob
+    from sdd_ray.engine.scoring import ScoreStage
+
+    needs_people = config.best is not None and config.best.groups is None
+    stage = ScoreStage(
+        folder,
+        "cuda" if config.resources.gpus_per_worker else "cpu",
+        None if config.threshold is None else model.acceptance(config.threshold),
+        needs_people,
+    )
+    source = config.source if needs_people else replace(config.source, identity="none")
+    return ImageJob.of("score", stage, source, config)
+
+
+def _write_tables(
+    config: ScoreConfig, output: "Location", records: "list[PartRecord]"
+) -> dict[str, int]:
+    """Write the table, and the best images; return what the manifest says of them."""
+    from sdd_ray.engine.best_images import write_best
+    from sdd_ray.store.score_tables import FILES, writer
+    from sdd_ray.store.summary import write_tables
+
+    write_tables(output, records, FILES[config.format], writer(config.format))
+    if config.best is None:
+        return {}
+    return {"best_groups": write_best(config.best, output, records)}
 
 
 if __name__ == "__main__":

@@ -97,7 +97,9 @@ class Preprocessing:
         if self.channel_order == "bgr":
             window = window.flip(3)  # a list of indices would be copied to the device each time
         values = window.permute(0, 3, 1, 2).to(torch.float32)
-        factor, offset = _line_on(values.device, self)
+        # What a tracer makes of the two is no number that others could use: it is not kept.
+        line_on = _line_on.__wrapped__ if torch.compiler.is_exporting() else _line_on
+        factor, offset = line_on(values.device, self)
         return values.mul_(factor).add_(offset)
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,9 +17,8 @@ from sdd_ray.core.statistics import rank_correlation
 from sdd_ray.engine.assessing import MethodResult
 from sdd_ray.engine.evaluating import ComparedSet
 from sdd_ray.errors import InputError
-from sdd_ray.formats.score_files import is_score_file, read_scores
+from sdd_ray.formats.group_files import read_group_file
 from sdd_ray.settings import GroupsConfig
-from sdd_ray.store.dataset import read_any
 
 _UNKNOWN = Interval(math.nan, math.nan)
 
@@ -107,17 +106,7 @@ def read_groups(config: GroupsConfig, compared: ComparedSet) -> Groups:
         InputError: The file cannot be read, names something twice, or no compared image has a
             group.
     """
-    if is_score_file(config.path):
-        table = read_scores(config.path, config.key, config.column)
-    else:
-        table = read_any(config.path, [config.key, config.column])
-        table = table.rename_columns(["key", "score"])
-    try:
-        keys, values = (pc.cast(table[n], pa.string()).combine_chunks() for n in ("key", "score"))
-    except pa.ArrowException as error:
-        raise InputError(f"{config.path}: expected text: {error}") from error
-    if len(pc.unique(keys)) < len(keys):
-        raise InputError(f"{config.path}: {config.key} has a value more than once")
+    keys, values = read_group_file(config.path, config.key, config.column)
     wanted: Sequence[str | None] = compared.image_ids
     if config.key == IDENTITY:
         if compared.identities is None:

@@ -7,10 +7,9 @@ from sdd_ray.core.calibration import QuantileMap, SigmoidMap
 from sdd_ray.engine.training import TrainedNetwork
 from sdd_ray.engine.training_rows import TrainingData
 from sdd_ray.settings import TrainConfig
-from sdd_ray.store.model_folder import DESCRIPTION_NAME, QualityModel, save_model
+from sdd_ray.store.model_folder import DESCRIPTION_NAME, SPLITS_NAME, QualityModel, save_model
 from sdd_ray.store.run import OutputRun, PartRecord, parquet_bytes, peak_memory_mib
 
-SPLITS_NAME = "splits.parquet"
 EVENTS_NAME = "tensorboard"
 """Folder of TensorBoard's files: figures of every epoch while training goes on."""
 
@@ -43,6 +42,11 @@ def publish(
         preprocessing=trained.preprocessing,
         calibration=kind.fit(trained.predicted),
         record=record,
+        calibrated={
+            "version": 1,
+            "images": len(trained.predicted),
+            "of": "validation images of the training",
+        },
     )
     (output.output / SPLITS_NAME).write_bytes(parquet_bytes(data.splits))
     (output.output / DESCRIPTION_NAME).remove()  # of a run that was interrupted right here

@@ -142,8 +142,49 @@ def decode_image(
         upright = _upright(_rgb(image), _orientation(image))
         if landmarks is not None:
             upright = Image.fromarray(_aligned(np.asarray(upright), landmarks, limits))
-        content = bytearray(_fit(upright, height, width).tobytes())  # faster than np.array
-    return np.frombuffer(content, np.uint8).reshape(height, width, 3)
+        return _pixels(_fit(upright, height, width))
+
+
+def fit_pixels(
+    pixels: NDArray[np.uint8],
+    limits: ImageLimits = DEFAULT_LIMITS,
+    landmarks: Sequence[float] | None = None,
+) -> NDArray[np.uint8]:
+    """Return the face in a decoded image as `decode_image` returns that of a file.
+
+    Args:
+        pixels: (H, W, 3) in RGB, or (H, W) in grey.
+        limits: What is too small or too large.
+        landmarks: As for `decode_image`.
+
+    Returns:
+        (112, 112, 3) pixels.
+
+    Raises:
+        ImageRejectedError: The image is empty, too small or too large; or the landmarks are no face
+            in it.
+        ValueError: The pixels have another type or shape.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
+        raise ValueError(
+            "expected uint8 pixels of shape (H, W, 3) in RGB or (H, W), got"
+            f" {pixels.dtype} of shape {pixels.shape}"
+        )
+    if not pixels.size:
+        raise ImageRejectedError("empty", f"expected pixels, got shape {pixels.shape}")
+    _check_size((pixels.shape[1], pixels.shape[0]), limits)
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
+    if landmarks is not None:
+        pixels = _aligned(pixels, landmarks, limits)
+    if pixels.shape == (CROP_PX, CROP_PX, 3):
+        return pixels
+    return _pixels(_fit(Image.fromarray(pixels), CROP_PX, CROP_PX))
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    content = bytearray(image.tobytes())  # faster than np.array
+    return np.frombuffer(content, np.uint8).reshape(image.height, image.width, 3)
 
 
 @contextmanager

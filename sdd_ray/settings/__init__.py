@@ -34,6 +34,7 @@ from sdd_ray.settings.evaluation import (
     ReportConfig,
     TemplatesConfig,
 )
+from sdd_ray.settings.exporting import ExportConfig
 from sdd_ray.settings.labelling import (
     AllPairsConfig,
     ExactConfig,
@@ -52,7 +53,14 @@ from sdd_ray.settings.source import (
     TarConfig,
     TFRecordConfig,
 )
-from sdd_ray.settings.stages import DropoutConfig, EmbedConfig, MeasureConfig, ScoreConfig
+from sdd_ray.settings.stages import (
+    BestConfig,
+    CalibrateConfig,
+    DropoutConfig,
+    EmbedConfig,
+    MeasureConfig,
+    ScoreConfig,
+)
 from sdd_ray.settings.training import (
     AugmentConfig,
     ComputeConfig,
@@ -75,7 +83,9 @@ __all__ = [
     "AuditResources",
     "AuditThresholds",
     "AugmentConfig",
+    "BestConfig",
     "BootstrapConfig",
+    "CalibrateConfig",
     "ComparisonsConfig",
     "ComputeConfig",
     "DemoConfig",
@@ -85,6 +95,7 @@ __all__ = [
     "EmbedConfig",
     "EvaluateConfig",
     "ExactConfig",
+    "ExportConfig",
     "GroupsConfig",
     "LabelConfig",
     "LabelResources",

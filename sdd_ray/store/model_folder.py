@@ -14,6 +14,7 @@ from typing import Any
 from sdd_ray.core.calibration import Calibration, calibration_from_dict
 from sdd_ray.core.models import QualityArchitecture, QualityNetwork, build_quality
 from sdd_ray.core.preprocess import Preprocessing
+from sdd_ray.core.thresholds import Acceptance, Threshold
 from sdd_ray.errors import InputError, OutputError, WeightsError
 from sdd_ray.store.location import Location
 from sdd_ray.store.weights import fit_weights, parse_safetensors, safetensors_bytes
@@ -21,6 +22,8 @@ from sdd_ray.store.weights import fit_weights, parse_safetensors, safetensors_by
 FORMAT = 1
 WEIGHTS_NAME = "model.safetensors"
 DESCRIPTION_NAME = "model.json"
+SPLITS_NAME = "splits.parquet"
+"""Which identities the model was trained on, beside it."""
 
 _KEYS = {"format", "architecture", "preprocessing", "calibration", "record", "weights_sha256"}
 
@@ -35,6 +38,9 @@ class QualityModel:
         preprocessing: What it expects of its input.
         calibration: From raw qualities to [0, 100].
         record: How it was trained: plain JSON values, for people.
+        thresholds: Of quality, by name.
+        calibrated: What the calibration was fitted on, and its version: plain JSON values.
+        digest: SHA-256 of the weights; empty before they are saved.
     """
 
     network: QualityNetwork
@@ -42,6 +48,22 @@ class QualityModel:
     preprocessing: Preprocessing
     calibration: Calibration
     record: Mapping[str, Any] = field(default_factory=dict)
+    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
+    calibrated: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
+
+    def acceptance(self, threshold: str | int) -> Acceptance:
+        """Return which images a threshold accepts: an integer quality, or a name.
+
+        Raises:
+            InputError: The model has no threshold of this name.
+        """
+        if isinstance(threshold, int):
+            return Acceptance(threshold, is_raw=False)
+        if threshold not in self.thresholds:
+            known = ", ".join(sorted(self.thresholds)) or "none; see calibrate"
+            raise InputError(f"the model has no threshold {threshold!r}; it has {known}")
+        return Acceptance(self.thresholds[threshold].raw, is_raw=True)
 
 
 def save_model(folder: Location, model: QualityModel) -> str:
@@ -63,6 +85,8 @@ def save_model(folder: Location, model: QualityModel) -> str:
         "architecture": model.architecture.to_dict(),
         "preprocessing": model.preprocessing.to_dict(),
         "calibration": model.calibration.to_dict(),
+        "calibrated": dict(model.calibrated),
+        "thresholds": {name: found.to_dict() for name, found in model.thresholds.items()},
         "record": dict(model.record),
         "weights_sha256": found,
     }
@@ -86,23 +110,32 @@ def load_model(folder: Location) -> QualityModel:
         )
     description = _read_description(folder / DESCRIPTION_NAME)
     content = (folder / WEIGHTS_NAME).read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != description["weights_sha256"]:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != description["weights_sha256"]:
         raise WeightsError(
             f"{(folder / WEIGHTS_NAME).uri}: expected SHA-256 {description['weights_sha256']},"
-            f" got {found}; the file is damaged or was replaced"
+            f" got {digest}; the file is damaged or was replaced"
         )
     try:
         architecture = QualityArchitecture.from_dict(description["architecture"])
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
         calibration = calibration_from_dict(description["calibration"])
+        found = description.get("thresholds", {})  # models of the first version have none
+        thresholds = {name: Threshold.from_dict(tree) for name, tree in found.items()}
         network = build_quality(architecture)
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{(folder / DESCRIPTION_NAME).uri}: {error}") from error
     weights_uri = (folder / WEIGHTS_NAME).uri
     fit_weights(network, parse_safetensors(content, weights_uri), weights_uri)
     return QualityModel(
-        network.eval(), architecture, preprocessing, calibration, description["record"]
+        network.eval(),
+        architecture,
+        preprocessing,
+        calibration,
+        description["record"],
+        thresholds,
+        description.get("calibrated", {}),
+        digest,
     )
 
 

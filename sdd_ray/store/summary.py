@@ -1,7 +1,7 @@
 """What a command says when it is done, and qualities as CSV."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +10,9 @@ import pyarrow.csv as pa_csv
 from sdd_ray.store.dataset import read_json, read_parquet
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import MANIFEST, OutputRun, PartRecord
+
+_ROWS_A_FILE = 5_000_000
+"""Rows of a table that are held at once to be written, some 300 MB."""
 
 
 def say_done(run: OutputRun, rows: str = "images") -> None:
@@ -28,11 +31,52 @@ def say_done(run: OutputRun, rows: str = "images") -> None:
 
 def write_csv(output: Location, records: Sequence[PartRecord], name: str) -> None:
     """Write all parts as one CSV file, in the order of the parts."""
-    tables = [read_parquet(output / f"{record.name}.parquet") for record in records]
+    write_tables(output, records, name, csv_bytes)
+
+
+def csv_bytes(table: pa.Table, delimiter: str = ",", header: bool = True) -> bytes:
+    """Return a table as the bytes of a CSV file, with quotes only where a value needs them."""
+    try:
+        return _csv(table, delimiter, header, "none")
+    except pa.ArrowInvalid:  # a value needs quotes; Arrow then gives them to all texts
+        return _csv(table, delimiter, header, "needed")
+
+
+def _csv(table: pa.Table, delimiter: str, header: bool, quotes: str) -> bytes:
     sink = pa.BufferOutputStream()
-    options = pa_csv.WriteOptions(quoting_style="needed", quoting_header="needed")
-    pa_csv.write_csv(pa.concat_tables(tables), sink, options)
-    (output / name).write_bytes(sink.getvalue().to_pybytes())
+    options = pa_csv.WriteOptions(
+        include_header=header, quoting_style=quotes, quoting_header=quotes, delimiter=delimiter
+    )
+    pa_csv.write_csv(table, sink, options)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def write_tables(
+    output: Location,
+    records: Sequence[PartRecord],
+    name: str,
+    to_bytes: Callable[[pa.Table], bytes],
+) -> None:
+    """Write all parts in another format, in their order: one file, or several if they are large.
+
+    Args:
+        output: Folder of the parts.
+        records: The parts.
+        name: Of the file; several are numbered, `name-000000.csv`.
+        to_bytes: From rows to the content of a file.
+    """
+    groups: list[list[PartRecord]] = [[]]
+    for record in records:
+        rows = sum(r.rows_out for r in groups[-1])
+        if groups[-1] and rows + record.rows_out > _ROWS_A_FILE:
+            groups.append([])
+        groups[-1].append(record)
+    stem, _, suffix = name.rpartition(".")
+    for number, group in enumerate(groups):
+        table = pa.concat_tables(read_parquet(output / record.file) for record in group)
+        file = name if len(groups) == 1 else f"{stem}-{number:06d}.{suffix}"
+        (output / file).write_bytes(to_bytes(table))
 
 
 def _counted(counts: Mapping[str, Any]) -> str:

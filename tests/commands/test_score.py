@@ -1,58 +1,47 @@
 """The score command: one row for every image, also for those that cannot be read."""
 
 import csv
+import io
+import re
 import shutil
+import sys
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pytest
 import torch
 from drawn_faces import face, write_faces
+from quality_models import made_model, pixels, write_model
 
 from sdd_ray import score
 from sdd_ray.config import main
-from sdd_ray.core.calibration import QuantileMap
 from sdd_ray.core.fitting import predict
-from sdd_ray.core.models import Architecture, QualityArchitecture, build_quality
-from sdd_ray.core.preprocess import Preprocessing
+from sdd_ray.core.thresholds import Threshold
 from sdd_ray.engine import inference
+from sdd_ray.engine.qualities import read_qualities
 from sdd_ray.engine.scoring import ScoreStage
 from sdd_ray.errors import ResourceError
-from sdd_ray.settings import ScoreConfig, TrainConfig
-from sdd_ray.store.dataset import open_dataset
+from sdd_ray.scorer import Scorer
+from sdd_ray.settings import MethodConfig, ScoreConfig
+from sdd_ray.store.dataset import open_dataset, read_parquet
 from sdd_ray.store.location import Location
-from sdd_ray.store.model_folder import QualityModel, save_model
-from sdd_ray.store.run import INCOMPLETE, MANIFEST, OutputRun, PartRecord
+from sdd_ray.store.run import INCOMPLETE, MANIFEST, parquet_bytes
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @pytest.fixture(scope="module")
 def model():
-    """A small network whose raw qualities spread over its calibration."""
-    torch.manual_seed(0)
-    architecture = QualityArchitecture(
-        backbone=Architecture(width=0.25, input_size=(112, 112)), head="average", dropout=0.2
-    )
-    network, preprocessing = build_quality(architecture), Preprocessing()
-    faces = preprocessing.apply_tensor(pixels([face(person, 0) for person in range(8)]))
-    with torch.no_grad():
-        for _ in range(20):  # Batch norms learn their statistics; without them all is one value.
-            network(faces)
-    raw = predict(network.eval(), faces)
-    return QualityModel(network, architecture, preprocessing, QuantileMap.fit(raw))
-
-
-def pixels(images):
-    return torch.tensor(np.stack([np.asarray(image) for image in images]))
+    plain = made_model()
+    least = float(np.median(plain.calibration.raw))
+    return replace(plain, thresholds={"middle": Threshold(least, {"aim": "discard"})})
 
 
 @pytest.fixture(scope="module")
 def model_folder(model, tmp_path_factory):
-    place = Location(str(tmp_path_factory.mktemp("model")))
-    run = OutputRun(place, "train", TrainConfig(labels="l", output=place.uri))
-    digest = save_model(place, model)
-    run.complete([PartRecord("model", 8, 8, digest, 1, suffix=".safetensors")])
-    return place.uri
+    return write_model(tmp_path_factory.mktemp("model"), model)
 
 
 @pytest.fixture
@@ -113,7 +102,9 @@ def test_qualities_are_those_of_the_model(do_score, images, model, tmp_path):
     assert do_score(images, "batch_size=2")[0] == 0
     table = open_dataset(f"{tmp_path}/qualities", ["score"]).read(["image_id", "quality", "raw"])
     rows = {row["image_id"]: row for row in table.to_pylist()}
-    raw = predict(model.network, model.preprocessing.apply_tensor(pixels(FACES.values())))
+    raw = predict(
+        model.network, model.preprocessing.apply_tensor(torch.tensor(pixels(FACES.values())))
+    )
     np.testing.assert_allclose([rows[i]["raw"] for i in FACES], raw, rtol=1e-4, atol=1e-5)
     qualities = [rows[i]["quality"] for i in FACES]
     np.testing.assert_allclose(qualities, model.calibration.apply(raw), atol=0.6)
@@ -125,7 +116,9 @@ def test_model_that_is_not_finished_is_refused(do_score, model_folder, tmp_path)
     write_faces(root, identities=1, images=1)
     status, _, err = do_score(root, f"model={tmp_path}")
     assert status == 1
-    assert f"{tmp_path}: expected a dataset written by train, found no {MANIFEST}" in err
+    assert (
+        f"{tmp_path}: expected a dataset written by train or calibrate, found no {MANIFEST}" in err
+    )
 
 
 def test_share_of_failures_can_be_limited(do_score, tmp_path):
@@ -187,3 +180,178 @@ def test_missing_gpu_is_no_cpu(model_folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ResourceError, match="expected the device cuda, but torch finds no CUDA"):
         ScoreStage(Location(model_folder), "cuda").load(1)
+
+
+def rows_of(folder, *names):
+    table = open_dataset(str(folder), ["score"]).read(["image_id", *names])
+    return {row["image_id"]: row for row in table.sort_by("image_id").to_pylist()}
+
+
+def test_workers_batches_and_the_api_agree(do_score, images, model_folder, tmp_path):
+    ways = {
+        "one": ["resources.workers=1", "batch_size=1"],
+        "three": ["resources.workers=2", "images_per_shard=2", "batch_size=64"],
+    }
+    for name, words in ways.items():
+        assert do_score(images, f"output={tmp_path}/{name}", *words)[0] == 0
+    one, three = (rows_of(tmp_path / name, "quality", "raw", "reason") for name in ways)
+    assert list(one) == list(three)
+    scores = Scorer(model_folder).score([images / name for name in one])
+    for place, (name, row) in enumerate(one.items()):
+        assert row["reason"] == three[name]["reason"] == scores.reasons[place]
+        if row["raw"] is not None:
+            assert three[name]["raw"] == pytest.approx(row["raw"], rel=1e-5)
+            assert scores.raw[place] == pytest.approx(row["raw"], rel=1e-5)
+            assert abs(three[name]["quality"] - row["quality"]) <= 1
+
+
+@pytest.mark.parametrize("form", ["csv", "ofiq", "text"])
+def test_tables_are_read_by_evaluate(do_score, images, tmp_path, form):
+    assert do_score(images, f"format={form}")[0] == 0
+    rows = rows_of(tmp_path / "qualities", "quality", "raw")
+    file = tmp_path / "qualities" / ("qualities.txt" if form == "text" else "qualities.csv")
+    named = {
+        "csv": {"column": "raw"},
+        "ofiq": {"key": "Filename", "column": "UnifiedQualityScore"},
+        "text": {},
+    }[form]
+    found = read_qualities(MethodConfig(name="m", path=str(file), **named), list(rows))
+    wanted = [np.nan if row["raw"] is None else row["raw"] for row in rows.values()]
+    np.testing.assert_array_equal(found.values.astype(np.float32), np.array(wanted, np.float32))
+    if form == "ofiq":
+        head = file.read_text().splitlines()[0]
+        assert head == "Filename;UnifiedQualityScore;UnifiedQualityScore.scalar;reason"
+
+
+def test_thresholds_add_a_column(do_score, images, tmp_path, model):
+    assert do_score(images, "threshold=middle")[0] == 0
+    rows = rows_of(tmp_path / "qualities", "raw", "accepted")
+    least = model.thresholds["middle"].raw
+    for row in rows.values():
+        assert row["accepted"] is (row["raw"] is not None and row["raw"] >= least)
+    assert 0 < sum(row["accepted"] for row in rows.values()) < len(rows)
+    table = pa_csv.read_csv(str(tmp_path / "qualities" / "qualities.csv"))
+    assert table.column_names == ["image_id", "quality", "raw", "reason", "accepted"]
+    status, _, err = do_score(images, "threshold=none of them", f"output={tmp_path}/other")
+    assert status == 1
+    assert "the model has no threshold 'none of them'; it has middle" in err
+
+
+def best_by_hand(rows, group_of, count):
+    groups = {}
+    for name, row in rows.items():
+        if row["raw"] is not None and group_of.get(name) is not None:
+            groups.setdefault(group_of[name], []).append((-row["raw"], name))
+    return [
+        (group, rank, name)
+        for group, found in sorted(groups.items())
+        for rank, (_, name) in enumerate(sorted(found)[:count], 1)
+    ]
+
+
+def best_of(folder):
+    table = read_parquet(Location(str(folder / "best.parquet")))
+    columns = (table[name].to_pylist() for name in (table.column_names[0], "rank", "image_id"))
+    return list(zip(*columns, strict=True))
+
+
+def test_the_best_images_of_each_person(do_score, images, tmp_path):
+    words = ["best.count=1", "images_per_shard=2"]
+    assert do_score(images, *words)[0] == 0
+    rows = rows_of(tmp_path / "qualities", "raw", "identity")
+    # Who needs the person cannot do without it: an image in nobody's folder is set aside.
+    assert "nobody.png" not in rows
+    people = {name: row["identity"] for name, row in rows.items()}
+    assert people["001/000.png"] == "001"
+    assert best_of(tmp_path / "qualities") == best_by_hand(rows, people, 1)
+    assert len(best_of(tmp_path / "qualities")) == 3
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_best_images_of_each_track(do_score, images, tmp_path, suffix):
+    tracks = {name: f"t{place % 2}" for place, name in enumerate(sorted([*FACES, *BROKEN]))}
+    tracks["nobody.png"] = None
+    table = pa.table({"image_id": list(tracks), "track": list(tracks.values())})
+    file = tmp_path / f"tracks.{suffix}"
+    if suffix == "csv":
+        pa_csv.write_csv(table.filter(table["track"].is_valid()), str(file))
+    else:
+        file.write_bytes(parquet_bytes(table))
+    words = [f"best.groups={file}", "best.count=2", "images_per_shard=2"]
+    assert do_score(images, *words)[0] == 0
+    rows = rows_of(tmp_path / "qualities", "raw")
+    assert "nobody.png" in rows
+    found = best_of(tmp_path / "qualities")
+    assert found == best_by_hand(rows, tracks, 2)
+    assert len(found) == 4
+    lines = (tmp_path / "qualities" / "best.csv").read_text().splitlines()
+    assert lines[0] == "track,rank,image_id,quality,raw"
+    assert len(lines) == 5
+    status, _, err = do_score(images, *words[:1], "best.column=other", f"output={tmp_path}/o")
+    assert status == 1
+    assert "other" in err
+
+
+@pytest.fixture
+def on_paths(model_folder, capsysbinary, monkeypatch):
+    """Return a function that scores paths without an output folder."""
+
+    def run(*words, lines=b""):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+        status = main(ScoreConfig, score.run, [f"model={model_folder}", *words])
+        out, err = capsysbinary.readouterr()
+        assert b"Traceback" not in err
+        return status, out.decode(), err.decode()
+
+    return run
+
+
+def test_paths_are_scored_without_ray(on_paths, images, model_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    names = [f"{images}/{name}" for name in (*FACES, *BROKEN)]
+    wanted = Scorer(model_folder).score(names)
+    status, out, _ = on_paths(f"images={names}", "threshold=50")
+    assert status == 0
+    lines = list(csv.DictReader(io.StringIO(out)))
+    assert [line["image_id"] for line in lines] == names
+    assert [int(line["quality"]) for line in lines] == wanted.quality.tolist()
+    assert [line["reason"] or None for line in lines] == list(wanted.reasons)
+    assert [line["accepted"] for line in lines] == [
+        str(quality >= 50).lower() for quality in wanted.quality
+    ]
+
+
+def test_paths_of_standard_input_are_scored_in_their_order(on_paths, images):
+    names = [f"{images}/{name}" for name in FACES] * 3
+    lines = "\n".join([*names, "", f"{images}/nowhere.png"]).encode() + b"\r\n"
+    status, out, _ = on_paths("--stdin", "format=text", "batch_size=4", lines=lines)
+    assert status == 0
+    found = [line.rsplit(" ", 1) for line in out.splitlines()]
+    assert [path for path, _ in found] == [*names, f"{images}/nowhere.png"]
+    assert found[-1][1] == "nan"
+    assert len({value for _, value in found}) == len(FACES) + 1
+
+
+def test_paths_that_lead_nowhere_are_an_error(on_paths, tmp_path):
+    status, out, err = on_paths(f"images=[{tmp_path}/a.png]")
+    assert status == 1
+    assert f"{tmp_path}/a.png,-1,,unreadable" in out
+    assert "none of 1 images can be reached; the first: " in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give output (for the images of source), images or stdin; got none"),
+        (["images=[a.png]", "output=o"], "got output and images"),
+        (["--stdin", "best.count=2"], "best needs output and source"),
+        (["--stdin", "format=text", "threshold=3"], "format=text has no column for threshold"),
+        (["--stdin", "threshold=101"], "threshold"),
+        (["--other"], "--other: no such option"),
+    ],
+)
+def test_wrong_configurations(on_paths, words, message):
+    status, _, err = on_paths(*words)
+    assert status == 2
+    assert message in err
+    assert len(re.findall(r"^  ", err, re.MULTILINE)) <= 3

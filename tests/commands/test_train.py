@@ -14,11 +14,11 @@ from labelled_faces import train_config, write_labels
 
 from sdd_ray import train
 from sdd_ray.config import load_tree, main, to_dict, write_yaml
-from sdd_ray.engine.training_output import EVENTS_NAME, SPLITS_NAME
+from sdd_ray.engine.training_output import EVENTS_NAME
 from sdd_ray.settings import OptimiserConfig, TrainConfig
 from sdd_ray.store.dataset import read_json, read_parquet
 from sdd_ray.store.location import Location
-from sdd_ray.store.model_folder import DESCRIPTION_NAME, WEIGHTS_NAME, load_model
+from sdd_ray.store.model_folder import DESCRIPTION_NAME, SPLITS_NAME, WEIGHTS_NAME, load_model
 from sdd_ray.store.run import INCOMPLETE, MANIFEST, REJECTS
 
 EPOCHS = 8
