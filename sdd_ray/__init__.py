@@ -8,7 +8,8 @@ The road that data takes, every arrow a command ``python -m sdd_ray.<command>``:
 
 Layers, outermost first: the commands (``sdd_ray.label``, ...) are thin; ``sdd_ray.engine`` is the
 only place that knows Ray; ``sdd_ray.store`` and ``sdd_ray.formats`` know files; ``sdd_ray.core``
-is numerics alone. This module imports nothing, so that a wrong configuration is reported at once.
+is numerics alone. This module imports nothing of all that, so that a wrong configuration is
+reported at once.
 
 For programs: `load_model`, which needs no Ray.
 """

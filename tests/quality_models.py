@@ -1,5 +1,8 @@
 """A small quality model whose raw qualities of drawn faces spread over its calibration."""
 
+import copy
+import functools
+
 import numpy as np
 import torch
 from drawn_faces import face
@@ -23,8 +26,12 @@ def pixels(images):
 
 def made_model(preprocessing=None, seed=0):
     """Return a model that was never trained: its qualities are arbitrary, and always the same."""
+    return copy.deepcopy(_made(preprocessing or Preprocessing(), seed))
+
+
+@functools.cache
+def _made(preprocessing, seed):
     torch.manual_seed(seed)
-    preprocessing = preprocessing or Preprocessing()
     architecture = QualityArchitecture(
         backbone=Architecture(width=0.25, input_size=(preprocessing.height, preprocessing.width)),
         head="average",
@@ -35,7 +42,10 @@ def made_model(preprocessing=None, seed=0):
     faces = preprocessing.apply_tensor(drawn)
     with torch.no_grad():
         network.head[-1].weight *= _SPREAD
-        for _ in range(20):  # Batch norms learn their statistics; without them all is one value.
+        for layer in network.modules():  # They learn what is usual; without, all is one value.
+            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+                layer.momentum = None
+        for _ in range(3):
             network(faces)
     raw = predict(network.eval(), faces)
     return QualityModel(network, architecture, preprocessing, QuantileMap.fit(raw))

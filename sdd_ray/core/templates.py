@@ -7,6 +7,8 @@ Source:
     within a medium before the media are summed is that of InsightFace's IJB evaluation.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,6 +38,38 @@ def average_templates(
     means = np.add.reduceat(unit[order].astype(np.float64), starts) / frames[:, None]
     owners = t[starts]
     sums = np.add.reduceat(means, np.searchsorted(owners, np.arange(number)))
+    return normalise(sums.astype(np.float32))[0]
+
+
+def weighted_templates(
+    unit: NDArray[np.float32],
+    weights: NDArray[np.floating[Any]],
+    templates: NDArray[np.int64],
+    number: int,
+) -> NDArray[np.float32]:
+    """Return the (N, D) unit embedding of each template: images count by weights.
+
+    Args:
+        unit: (I, D) embeddings of unit length.
+        weights: (I,) such as the qualities of the images, not negative; NaN counts as 0. A template
+            whose weights are all 0 is the plain mean of its images.
+        templates: (I,) number of the template of each image, in [0, N).
+        number: N; every template has an image.
+
+    Returns:
+        Rows of unit length; a row of zeros where the images of a template cancel out.
+
+    Raises:
+        ValueError: A weight is negative or infinite.
+    """
+    known = np.where(np.isnan(weights), 0.0, weights).astype(np.float64)
+    if not (np.isfinite(known).all() and (known >= 0).all()):
+        raise ValueError("expected finite weights of at least 0")
+    largest = np.zeros(number)
+    np.maximum.at(largest, templates, known)
+    used = np.where(largest[templates] > 0, known, 1.0)
+    sums = np.zeros((number, unit.shape[1]))
+    np.add.at(sums, templates, used[:, None] * unit)
     return normalise(sums.astype(np.float32))[0]
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdd_ray.core.statistics import rank_correlation
+from sdd_ray.engine.model_card import model_card
 from sdd_ray.errors import InputError, SddError
 from sdd_ray.formats.items import Listing
 from sdd_ray.formats.reading import read_faces
 from sdd_ray.formats.source import open_source
-from sdd_ray.report.model_card import model_card
 from sdd_ray.settings import ExportConfig, SourceConfig
 from sdd_ray.store.dataset import open_dataset, read_json
 from sdd_ray.store.location import Location

@@ -30,7 +30,7 @@ Precision = Literal["float32", "float16", "int8"]
 OPSET = 18
 INPUT, RAW, QUALITY = "images", "raw", "quality"
 SIDE = 112
-_EXTRA = "pip install 'sdd_ray[export]'"
+_EXTRA = "pip install 'sdd-ray[export]'"
 _BATCH = 32
 
 

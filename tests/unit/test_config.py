@@ -53,6 +53,8 @@ REQUIRED = {
     EvaluateConfig: ["embeddings=e", "output=v", "methods=[{name: a, path: b}]"],
     settings.AuditConfig: ["embeddings=e", "output=a"],
     settings.MeasureConfig: ["output=m"],
+    settings.CalibrateConfig: ["model=m", "output=n", "evaluation=e"],
+    settings.ExportConfig: ["model=m", "output=e"],
     settings.DemoConfig: [],
 }
 

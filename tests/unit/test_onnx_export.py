@@ -122,5 +122,5 @@ def test_the_file_says_what_it_is():
 
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ResourceError, match=r"pip install 'sdd_ray\[export\]'"):
+    with pytest.raises(ResourceError, match=r"pip install 'sdd-ray\[export\]'"):
         onnx_bytes(made_model(), "float32")
