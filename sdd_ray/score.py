@@ -5,6 +5,7 @@ python -m sdd_ray.score model=runs/model 'images=[a.jpg, b.jpg]'
 find /my/faces -name '*.jpg' | python -m sdd_ray.score model=runs/model --stdin
 """
 
+import os
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -31,7 +32,10 @@ def run(config: ScoreConfig) -> None:
     if config.output is None:
         from sdd_ray.score_paths import score_paths
 
-        score_paths(config, sys.stdin.buffer, sys.stdout.buffer)
+        try:
+            score_paths(config, sys.stdin.buffer, sys.stdout.buffer)
+        except BrokenPipeError:  # who reads has enough, such as `head`; nothing more can be said
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     else:
         _score_source(config, config.output)
 

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from drawn_faces import write_faces
+from quality_models import made_model, write_model
 from tfrecords import write as write_tfrecords
 
-from sdd_ray import embed
+from sdd_ray import embed, score
 from sdd_ray.config import load_tree
 from sdd_ray.core.alignment import ARCFACE_TEMPLATE
 from sdd_ray.engine import inference
@@ -19,8 +20,8 @@ from sdd_ray.engine.image_index import list_images
 from sdd_ray.errors import TooManyRejectsError
 from sdd_ray.formats.reading import Album
 from sdd_ray.formats.source import locate, open_source
-from sdd_ray.settings import EmbedConfig
-from sdd_ray.store.dataset import open_dataset
+from sdd_ray.settings import EmbedConfig, ScoreConfig
+from sdd_ray.store.dataset import open_dataset, read_parquet
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import OutputRun
 
@@ -248,3 +249,20 @@ def test_file_that_was_replaced_meanwhile_is_listed_and_embedded_again(
     found = rows_of(open_dataset(config.output, ["embed"]))
     for name, other in zip(names, reversed(names), strict=True):
         assert found[name]["content"] == by_folder[other]["content"]
+
+
+def test_qualities_and_the_best_images_are_those_of_the_folder(faces, tmp_path):
+    root, names = faces
+    model = write_model(tmp_path / "model", made_model())
+    packed, _ = as_recordio(root, names, tmp_path)
+    tables = []
+    for number, source in enumerate(({"kind": "folder", "path": str(root)}, packed)):
+        output = str(tmp_path / str(number))
+        tree = {"model": model, "output": output, "source": source, "best": {"count": 2}}
+        score.run(load_tree(ScoreConfig, {**tree, "images_per_shard": 6}))
+        whole = open_dataset(output, ["score"]).read(["image_id", "quality", "raw"])
+        best = read_parquet(Location(output) / "best.parquet")
+        assert best.num_rows == 2 * PEOPLE
+        tables.append((whole.sort_by("image_id"), best))
+    for one, other in zip(*tables, strict=True):
+        assert one.equals(other)
