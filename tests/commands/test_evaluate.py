@@ -487,6 +487,7 @@ def test_wrong_configurations(do_evaluate):
     assert do_evaluate("pair_quality=mean", "discarded=comparisons")[0] == 0
 
 
+@pytest.mark.slow
 def test_what_an_audit_found(do_evaluate, tmp_path, capsys):
     out = f"{tmp_path}/audit"
     words = [

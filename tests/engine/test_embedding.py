@@ -104,7 +104,7 @@ def test_half_precision_in_other_batches_is_near(by_one_worker, tmp_path):
     np.testing.assert_allclose(matrix(found), matrix(by_one_worker), atol=5e-4)
 
 
-@pytest.mark.parametrize("decode_workers", [0, 1])
+@pytest.mark.parametrize("decode_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_worker_changes_nothing(by_one_worker, monkeypatch, tmp_path, decode_workers):
     marker = tmp_path / "killed"
 
@@ -127,6 +127,7 @@ def test_killed_worker_changes_nothing(by_one_worker, monkeypatch, tmp_path, dec
     assert found.digest == by_one_worker.digest
 
 
+@pytest.mark.slow
 def test_killed_decoder_changes_nothing(by_one_worker, monkeypatch, tmp_path):
     marker = tmp_path / "killed"
 

@@ -54,6 +54,7 @@ def rewrite(embeddings, number, change, row_group_size=None):
     return str(file)
 
 
+@pytest.mark.slow
 def test_five_workers_37_files_and_small_row_groups_give_the_same(do_label, unbroken, tmp_path):
     rows = Rows(*degraded()).shuffled(6)
     embeddings = write_embeddings(tmp_path / "embeddings", rows, num_files=37)

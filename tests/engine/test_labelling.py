@@ -104,7 +104,7 @@ def test_samples_do_not_depend_on_workers_files_or_order(do_label, monkeypatch):
     assert digest(other) != digest(one), "another seed draws other samples"
 
 
-@pytest.mark.parametrize("tolerance", [0.0, 0.02])
+@pytest.mark.parametrize("tolerance", [pytest.param(0.0, marks=pytest.mark.slow), 0.02])
 def test_pieces_of_a_large_identity_give_the_labels_of_the_whole(do_label, monkeypatch, tolerance):
     monkeypatch.setattr(labelling, "SAMPLE_SIZES", (60, 250))
     unit, codes = one_big()  # 600 of 690 images are of one identity

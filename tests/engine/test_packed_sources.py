@@ -133,7 +133,13 @@ def by_folder(faces, tmp_path_factory):
     return rows_of(open_dataset(str(output), ["embed"]))
 
 
-@pytest.mark.parametrize("packer", PACKERS)
+_ALSO = (as_tar, as_recordio, as_list)
+"""Those that every run tries; the readers of all have tests of their own."""
+
+
+@pytest.mark.parametrize(
+    "packer", [p if p in _ALSO else pytest.param(p, marks=pytest.mark.slow) for p in PACKERS]
+)
 def test_embeddings_are_those_of_the_folder(faces, by_folder, packer, tmp_path):
     source, renamed = packer(*faces, tmp_path)
     embed.run(config_of(tmp_path / "embeddings", source))
@@ -224,6 +230,7 @@ def test_damaged_files_can_be_left_out(faces, tmp_path):
     assert all(face is not None for face in Album(images, keys).faces(range(len(keys))))
 
 
+@pytest.mark.slow
 def test_file_that_was_replaced_meanwhile_is_listed_and_embedded_again(
     faces, by_folder, tmp_path, monkeypatch
 ):

@@ -27,7 +27,7 @@ from sdd_ray.store.dataset import open_dataset
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import INCOMPLETE, MANIFEST
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 FACES = "s3://bucket/faces"
 SHARDS = 4

@@ -202,6 +202,7 @@ def test_two_workers_publish_the_network_that_they_validated(tmp_path):
     np.testing.assert_allclose(again, trained.predicted, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_images_that_are_gone_stop_no_worker_and_are_named(tmp_path, monkeypatch):
     plan, data = prepared(tmp_path, resources=TWO, max_reject_share=0.5)

@@ -117,7 +117,8 @@ class Interrupter(io.StringIO):
         return super().write(text)
 
 
-@pytest.mark.parametrize("searcher", ["random", pytest.param("optuna", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("searcher", ["random", "optuna"])
 def test_interrupted_search_goes_on(labels, tmp_path, unbroken, searcher):
     config = tune_config(labels, tmp_path, searcher=searcher)
     before = signal.getsignal(signal.SIGINT)

@@ -96,6 +96,7 @@ def test_integers_keep_most_of_the_order():
         onnx_bytes(made_model(), "int8")
 
 
+@pytest.mark.slow
 def test_the_file_says_what_it_is():
     model = replace(
         made_model(),
