@@ -5,15 +5,15 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
-import pyarrow as pa
+import numpy as np
 
 from sdd_ray import columns
 from sdd_ray.engine.progress import Progress
 from sdd_ray.errors import InputError
-from sdd_ray.formats.reading import UNREADABLE
+from sdd_ray.formats.images import UNREADABLE
 from sdd_ray.scorer import Scorer, Scores
 from sdd_ray.settings import ScoreConfig
-from sdd_ray.store.score_tables import writer
+from sdd_ray.store.score_tables import lines
 
 _BATCH = 32
 _WAITING = 10_000
@@ -42,7 +42,7 @@ def score_paths(config: ScoreConfig, given: BinaryIO, output: BinaryIO) -> None:
     total = 0
     for paths in batches:
         scores = scorer.score(paths, threshold=config.threshold)
-        output.write(writer(config.format, header=total == 0)(_table(paths, scores)))
+        output.write(lines(config.format, _rows(paths, scores), header=total == 0))
         output.flush()
         total += len(paths)
         pairs = zip(scores.reasons, scores.details, strict=True)
@@ -53,17 +53,21 @@ def score_paths(config: ScoreConfig, given: BinaryIO, output: BinaryIO) -> None:
         raise InputError(f"none of {total:,} images can be reached; the first: {lost[0]}")
 
 
-def _table(paths: Sequence[str], scores: Scores) -> pa.Table:
-    rows = [
-        list(paths),
-        scores.quality,
-        pa.array(scores.raw, pa.float32(), from_pandas=True),
-        list(scores.reasons),
-    ]
-    table = pa.table(rows, schema=columns.QUALITIES)
-    if scores.accepted is None:
-        return table
-    return table.append_column(columns.ACCEPTED, pa.array(scores.accepted, pa.bool_()))
+def _rows(paths: Sequence[str], scores: Scores) -> list[dict[str, object]]:
+    """Return plain rows: a table of Arrow's would import pandas, for half a second."""
+    rows: list[dict[str, object]] = []
+    for place, path in enumerate(paths):
+        raw = scores.raw[place]
+        row = {
+            columns.IMAGE_ID: path,
+            columns.QUALITY: int(scores.quality[place]),
+            columns.RAW_QUALITY: None if np.isnan(raw) else raw,
+            columns.REASON: scores.reasons[place],
+        }
+        if scores.accepted is not None:
+            row[columns.ACCEPTED] = str(bool(scores.accepted[place])).lower()
+        rows.append(row)
+    return rows
 
 
 def _cut(paths: Sequence[str], size: int) -> Iterator[Sequence[str]]:

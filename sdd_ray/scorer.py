@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from sdd_ray.core.calibration import integer_quality
 from sdd_ray.errors import SddError
 from sdd_ray.formats.folder import read_whole
-from sdd_ray.formats.images import decode_image, fit_pixels
-from sdd_ray.formats.reading import reason_of
+from sdd_ray.formats.images import decode_image, fit_pixels, reason_of
 from sdd_ray.store.location import Location
 from sdd_ray.store.model_folder import load_model as read_model
 from sdd_ray.store.quality import QualityRunner

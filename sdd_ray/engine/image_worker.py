@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from sdd_ray.engine.failures import failure_row
 from sdd_ray.errors import SddError
+from sdd_ray.formats.images import reason_of
 from sdd_ray.formats.items import Item, Source, from_table
-from sdd_ray.formats.reading import read_faces, reason_of
+from sdd_ray.formats.reading import read_faces
 from sdd_ray.formats.source import open_source
 from sdd_ray.settings import EmbedConfig, MeasureConfig, PoolResources, ScoreConfig, SourceConfig
 from sdd_ray.store.location import Location

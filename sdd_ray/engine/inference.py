@@ -28,8 +28,8 @@ from sdd_ray.engine.image_worker import (
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.session import available, pool_size
 from sdd_ray.errors import InputError, SddError, TooManyRejectsError
+from sdd_ray.formats.images import UNREADABLE
 from sdd_ray.formats.items import Listing
-from sdd_ray.formats.reading import UNREADABLE
 from sdd_ray.settings import PoolResources
 from sdd_ray.store.run import OutputRun, PartRecord, Reject, part_name, record_from_json
 

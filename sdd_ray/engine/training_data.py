@@ -18,8 +18,9 @@ from sdd_ray.columns import IMAGE_ID
 from sdd_ray.core.fitting import Batch
 from sdd_ray.engine.training_rows import Rows, TrainingData
 from sdd_ray.errors import SddError, TooManyRejectsError
+from sdd_ray.formats.images import reason_of
 from sdd_ray.formats.items import Source, from_table
-from sdd_ray.formats.reading import read_faces, reason_of
+from sdd_ray.formats.reading import read_faces
 from sdd_ray.formats.source import open_source
 from sdd_ray.settings import TrainConfig
 from sdd_ray.store.dataset import read_row_groups

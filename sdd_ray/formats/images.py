@@ -30,6 +30,9 @@ from sdd_ray.errors import SddError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """Formats that are decoded, found by content and not by the file's name."""
 
+UNREADABLE = "unreadable"
+"""Reason of images that cannot be reached; unlike the others it may pass."""
+
 BACKGROUND = 127
 """Grey level behind transparent pixels and beside images that are not of the target's shape: the
 margin of aligned face crops, and close to zero in the usual preprocessing."""
@@ -83,6 +86,11 @@ class ImageRejectedError(SddError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+def reason_of(error: SddError) -> str:
+    """Return why an image is set aside, fit for counting."""
+    return error.reason if isinstance(error, ImageRejectedError) else UNREADABLE
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,6 @@ from sdd_ray.formats.images import ImageRejectedError, decode_image
 from sdd_ray.formats.items import Content, Item, Source, from_table
 from sdd_ray.formats.source import locate
 
-UNREADABLE = "unreadable"
-"""Reason of images that cannot be reached; unlike the others it may pass."""
-
-
 _ALBUM_THREADS = 8
 """Images read at the same time for figures: they may lie on S3."""
 
@@ -78,11 +74,6 @@ def read_face(source: Source, item: Item) -> NDArray[np.uint8]:
     if isinstance(found, SddError):
         raise found
     return found.pixels
-
-
-def reason_of(error: SddError) -> str:
-    """Return why an image is set aside, fit for counting."""
-    return error.reason if isinstance(error, ImageRejectedError) else UNREADABLE
 
 
 def _read_group(source: Source, items: list[Item]) -> list[Face | SddError]:

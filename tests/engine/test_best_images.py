@@ -1,5 +1,8 @@
 """The best images of groups against the plain definition, in any cut into parts."""
 
+import csv
+import io
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -13,7 +16,7 @@ from sdd_ray.settings import BestConfig, MethodConfig
 from sdd_ray.store.dataset import read_parquet
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import parquet_bytes, write_part
-from sdd_ray.store.score_tables import writer
+from sdd_ray.store.score_tables import lines, writer
 from sdd_ray.store.summary import csv_bytes, write_tables
 
 IMAGES = 60
@@ -118,6 +121,31 @@ def test_tables_are_read_by_evaluate(rows, tmp_path, monkeypatch, form, several)
         found = np.where(np.isnan(found), values, found)
     wanted = [np.nan if value is None else value for value in known]
     np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("form", ["csv", "ofiq", "text"])
+def test_lines_are_those_of_the_files(rows, form):
+    table = rows[0].append_column("accepted", pa.array([True, False] * (IMAGES // 2)))
+    plain = [
+        row
+        | {"raw": row["raw"] and np.float32(row["raw"]), "accepted": str(row["accepted"]).lower()}
+        for row in table.to_pylist()
+    ]
+    found = lines(form, plain[:9], header=True) + lines(form, plain[9:], header=False)
+    whole = writer(form)(table)
+    if form == "text":
+        assert found == whole
+        return
+    delimiter = ";" if form == "ofiq" else ","
+    one, other = (
+        list(csv.reader(io.StringIO(content.decode()), delimiter=delimiter))
+        for content in (found, whole)
+    )
+    raw = one[0].index("raw" if form == "csv" else "UnifiedQualityScore")
+    assert one[0] == other[0]
+    for mine, theirs in zip(one[1:], other[1:], strict=True):
+        assert float(mine[raw] or "nan") == pytest.approx(float(theirs[raw] or "nan"), nan_ok=True)
+        assert mine[:raw] + mine[raw + 1 :] == theirs[:raw] + theirs[raw + 1 :]
 
 
 def test_only_what_needs_quotes_gets_them():
