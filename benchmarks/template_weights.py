@@ -1,10 +1,10 @@
 """What quality-weighted template averaging gains on real faces.
 
-    python benchmarks/template_weights.py EMBEDDINGS QUALITIES [--splits FILE] [--size N] [--draws N]
+    python benchmarks/template_weights.py EMBEDDINGS QUALITIES [--splits FILE] [--size 3]
 
-EMBEDDINGS is a dataset of embed, QUALITIES one of score for the same images, FILE the splits.parquet
-of the model folder: only people that training never saw are compared then. In every draw each
-person's images are put at random into templates of some images, which are
+EMBEDDINGS is a dataset of embed, QUALITIES one of score for the same images, FILE splits.parquet of
+the model folder: only people that training never saw are compared then. In every draw each person's
+images are put at random into templates of some images, which are
 
 - the mean of the images' embeddings,
 - their mean weighted by quality 0-100 (after the model's map), and by its square,
