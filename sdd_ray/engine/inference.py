@@ -127,9 +127,19 @@ def _run_missing(
         records[record.name] = record
         rejected += len(record.rejects)
         progress.update(record.rows_in, len(record.rejects))
+        _measure(progress, record, use)
         _check_share(job, rejected, records, listed)
     progress.close()
     return _network_use(uses)
+
+
+def _measure(progress: Progress, record: PartRecord, use: Mapping[str, Any]) -> None:
+    """Tell Ray's metrics why images were set aside, and how busy the network was."""
+    if progress.metrics is None:
+        return
+    progress.metrics.rejected(Counter(reject.reason for reject in record.rejects))
+    if use["ended"] > use["began"]:
+        progress.metrics.busy(use["busy_s"] / (use["ended"] - use["began"]))
 
 
 def _process(

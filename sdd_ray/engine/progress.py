@@ -1,8 +1,10 @@
-"""Progress on the terminal: what is done, how fast, and how long it will take."""
+"""Progress on the terminal and as metrics: what is done, how fast, and how long it will take."""
 
 import sys
 import time
 from typing import TextIO
+
+from sdd_ray.engine.metrics import stage_metrics
 
 
 class Progress:
@@ -31,11 +33,16 @@ class Progress:
         self._shown = self._started
         self._rejected = 0
         self._interval = 0.5 if self._stream.isatty() else 10.0
+        self.metrics = stage_metrics(stage)
+        if self.metrics is not None:
+            self.metrics.done(0, self._left())
 
     def update(self, items: int, rejected: int = 0) -> None:
         """Count items that were just finished; show the line if it is time."""
         self.done += items
         self._rejected += rejected
+        if self.metrics is not None:
+            self.metrics.done(items, self._left())
         now = time.monotonic()
         if now - self._shown >= self._interval:
             self._shown = now
@@ -59,6 +66,9 @@ class Progress:
         if rate > 0:
             text += f", {clock((self.total - self.done) / rate)} left"
         return text
+
+    def _left(self) -> int | None:
+        return None if self.total is None else max(0, self.total - self.done)
 
     def _of_all(self) -> str:
         if self.total is None:

@@ -1,18 +1,24 @@
-"""A command as a Ray job: submitted to a head node that was started beside it."""
+"""A command as a Ray job: submitted to a head node, started beside it, that asks for a token."""
 
 import contextlib
 import os
+import re
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from drawn_faces import write_faces
 from embedding_sets import clean
 from made_datasets import Rows, write_embeddings
 
@@ -23,9 +29,18 @@ pytestmark = pytest.mark.cluster
 BIN = Path(sys.executable).parent
 
 
+class Head(NamedTuple):
+    """Where a head node answers."""
+
+    jobs: str
+    metrics: str
+
+
 @pytest.fixture(scope="module")
 def environment():
-    own = {"RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    own |= {"RAY_metrics_report_interval_ms": "500"}
+    own |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     kept = {
         k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     }
@@ -36,7 +51,7 @@ def environment():
 def head(environment):
     """Address of the job server of a head node with two logical CPUs; it ends with the tests."""
     folder = Path(tempfile.mkdtemp(prefix="ray"))  # Sockets below it need a short path.
-    port, dashboard, client, agent, agent_grpc = free_ports(5)
+    port, dashboard, client, agent, agent_grpc, metrics = free_ports(6)
     command = [
         *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
         *("--num-cpus=2", f"--object-store-memory={300 * 2**20}", f"--temp-dir={folder}"),
@@ -46,6 +61,7 @@ def head(environment):
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={dashboard}",
         ),
+        f"--metrics-export-port={metrics}",
         *(f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"),
     ]
     with (folder / "head.log").open("w") as log:
@@ -54,8 +70,9 @@ def head(environment):
         )
     address = f"http://127.0.0.1:{dashboard}"
     try:
-        wait_for_jobs(f"{address}/api/jobs/", process, folder / "head.log")
-        yield address
+        token = environment["RAY_AUTH_TOKEN"]
+        wait_for_jobs(f"{address}/api/jobs/", token, process, folder / "head.log")
+        yield Head(address, f"http://127.0.0.1:{metrics}/metrics")
     finally:
         stop(process, folder)
 
@@ -68,10 +85,11 @@ def free_ports(count):
         return [each.getsockname()[1] for each in sockets]
 
 
-def wait_for_jobs(url, process, log, seconds=90):
+def wait_for_jobs(url, token, process, log, seconds=90):
     end = time.monotonic() + seconds
+    asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310
     while True:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):  # noqa: S310
+        with contextlib.suppress(OSError), urllib.request.urlopen(asked, timeout=5):  # noqa: S310
             return
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < end, log.read_text()
@@ -98,7 +116,7 @@ def submit(head, environment, tmp_path):
 
     def run(*words):
         command = [
-            *(str(BIN / "ray"), "job", "submit", "--address", head),
+            *(str(BIN / "ray"), "job", "submit", "--address", head.jobs),
             *("--working-dir", str(tmp_path / "work"), "--", "python", "-m", *words),
         ]
         return subprocess.run(
@@ -126,3 +144,39 @@ def test_wrong_key_fails_the_job_and_is_named_in_its_logs(submit, tmp_path):
     assert done.returncode != 0
     assert "embedings: no such key; did you mean embeddings?" in done.stdout + done.stderr
     assert not (tmp_path / "labels").exists()
+
+
+def test_who_has_no_token_is_refused(head):
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{head.jobs}/api/jobs/", timeout=10)  # noqa: S310 - our own head
+
+
+def scraped(url, found, over):
+    """Keep the largest value of each series of ours while a job runs: they end with its driver."""
+    while not over.is_set():
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
+            for line in answer.read().decode().splitlines():
+                if line.startswith("ray_sdd_"):
+                    series, value = line.rsplit(" ", 1)
+                    tags = dict(re.findall(r'(stage|reason)="([^"]*)"', series))
+                    key = (series.partition("{")[0], *tags.values())
+                    found[key] = max(found.get(key, 0.0), float(value))
+        time.sleep(0.2)
+
+
+def test_what_a_job_does_is_told_as_metrics(head, submit, tmp_path):
+    folder = tmp_path / "faces"
+    write_faces(folder, identities=3, images=8)
+    (folder / "000" / "broken.png").write_bytes(b"broken")
+    found, over = {}, threading.Event()
+    watch = threading.Thread(target=scraped, args=(head.metrics, found, over))
+    watch.start()
+    words = ["source.kind=folder", f"source.path={folder}", f"output={tmp_path}/e"]
+    done = submit("sdd_ray.embed", *words, "images_per_shard=5", "resources.workers=1")
+    over.set()
+    watch.join()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 < found["ray_sdd_items_done_total", "embed"] <= 25
+    assert 0 < found["ray_sdd_items_open", "embed"] <= 25
+    assert found["ray_sdd_items_rejected_total", "not_an_image", "embed"] == 1
+    assert 0 < found["ray_sdd_network_busy_share", "embed"] <= 1
