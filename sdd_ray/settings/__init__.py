@@ -44,6 +44,7 @@ from sdd_ray.settings.labelling import (
     SampledConfig,
     TrimConfig,
 )
+from sdd_ray.settings.planning import MeasuredConfig, PlanConfig
 from sdd_ray.settings.source import (
     ListConfig,
     ParquetConfig,
@@ -103,6 +104,7 @@ __all__ = [
     "ListConfig",
     "LossConfig",
     "MeasureConfig",
+    "MeasuredConfig",
     "MethodConfig",
     "MixedConfig",
     "NetworkConfig",
@@ -110,6 +112,7 @@ __all__ = [
     "OtherRecogniserConfig",
     "PairsConfig",
     "ParquetConfig",
+    "PlanConfig",
     "PoolResources",
     "PreprocessingConfig",
     "RayConfig",

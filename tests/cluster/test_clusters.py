@@ -1,10 +1,17 @@
 """The cluster files fit Ray's schema, the package's Ray, and the rules of a safe cluster."""
 
+import json
+import os
 import re
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
+
+import sdd_ray
+from sdd_ray.config import load_config
+from sdd_ray.settings import EmbedConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = [REPOSITORY / "clusters" / name for name in ("gpu.yaml", "onprem.yaml")]
@@ -94,3 +101,91 @@ def test_gpu_workers_start_from_nothing():
     assert workers["min_workers"] >= 1  # commands use what is up when they start
     assert workers["max_workers"] == cluster["max_workers"]
     assert workers["resources"]["GPU"] == 1
+
+
+KUBERAY = REPOSITORY / "clusters" / "kuberay.yaml"
+
+
+@pytest.fixture
+def job():
+    return yaml.safe_load(KUBERAY.read_text())["spec"]
+
+
+def pods(job):
+    cluster = job["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [group["template"]["spec"] for group in groups]
+
+
+def test_kubernetes_gets_the_ray_of_the_package(job):
+    lower, upper = ray_pin()
+    version = job["rayClusterSpec"]["rayVersion"]
+    assert lower.split(".") <= version.split(".")[:2] < upper.split(".")
+    assert f"rayproject/ray:{version}-" in KUBERAY.read_text()
+    images = {container["image"] for pod in pods(job) for container in pod["containers"]}
+    assert images == {f"registry.example/sdd_ray:{sdd_ray.__version__}"}
+
+
+def test_pods_ask_for_the_token_and_have_no_rights_to_spare(job):
+    assert job["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert job["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    for pod in pods(job):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["readinessProbe"]
+            assert container["resources"]["limits"] == container["resources"]["requests"]
+            [shared] = [v for v in pod["volumes"] if v["name"] == "shm"]
+            assert shared["emptyDir"]["medium"] == "Memory"
+    gpu, cpu = job["rayClusterSpec"]["workerGroupSpecs"]
+    assert "nvidia.com/gpu" in gpu["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert "nvidia.com/gpu" not in cpu["template"]["spec"]["containers"][0]["resources"]["limits"]
+
+
+def test_the_command_of_the_job_is_one_of_ours(job):
+    words = job["entrypoint"].split()
+    assert words[:3] == ["python", "-m", "sdd_ray.embed"]
+    given = [word for word in words[5:] if "=" in word]
+    config = load_config(EmbedConfig, REPOSITORY / "configs" / "embed.yaml", given)
+    assert config.resources.gpus_per_worker == 1
+
+
+def closed(schema):
+    """Kubernetes drops keys that a definition does not have: here they are an error."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(value) for key, value in schema.items()}
+    is_open = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
+    if schema.get("type") == "object" and "properties" in schema and not is_open:
+        found["additionalProperties"] = False
+    if schema.get("x-kubernetes-int-or-string"):
+        found.pop("type", None)
+    return found
+
+
+def test_kubernetes_accepts_the_file():
+    """With SDD_RAY_KUBERAY_CRD=ray.io_rayjobs.yaml, from ray-project/kuberay."""
+    file = os.environ.get("SDD_RAY_KUBERAY_CRD")
+    if not file:
+        pytest.skip("SDD_RAY_KUBERAY_CRD names no definition of RayJob")
+    versions = yaml.safe_load(Path(file).read_text())["spec"]["versions"]
+    [schema] = [v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == "v1"]
+    schema["properties"]["metadata"] = {"type": "object"}
+    check = jsonschema.Draft202012Validator(closed(schema))
+    tree = yaml.safe_load(KUBERAY.read_text())
+    assert [error.message for error in check.iter_errors(tree)] == []
+    tree["spec"]["rayClusterSpec"]["headGroupSpec"]["replica"] = 1
+    assert "replica" in next(check.iter_errors(tree)).message
+
+
+def test_charts_are_of_metrics_that_there_are():
+    board = json.loads((REPOSITORY / "clusters" / "grafana.json").read_text())
+    asked = " ".join(t["expr"] for panel in board["panels"] for t in panel["targets"])
+    source = (REPOSITORY / "sdd_ray" / "engine" / "metrics.py").read_text()
+    ours = set(re.findall(r'(?:Counter|Gauge)\(\s*"(\w+)"', source))
+    shown = {name.removesuffix("_total") for name in re.findall(r"ray_(sdd_\w+)", asked)}
+    assert shown == ours
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])

@@ -55,6 +55,7 @@ REQUIRED = {
     settings.MeasureConfig: ["output=m"],
     settings.CalibrateConfig: ["model=m", "output=n", "evaluation=e"],
     settings.ExportConfig: ["model=m", "output=e"],
+    settings.PlanConfig: ["images=5", "measured=[{path: e}]"],
     settings.DemoConfig: [],
 }
 
