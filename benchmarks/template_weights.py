@@ -41,7 +41,7 @@ def read(given: argparse.Namespace) -> tuple[NDArray[np.float32], NDArray, NDArr
     place = pc.index_in(table["image_id"], scored["image_id"])
     quality = np.asarray(scored["quality"].take(place), np.float64)
     people = np.unique(np.asarray(table["identity"].to_pylist()), return_inverse=True)[1]
-    unit = normalise(embedding_matrix(table["embedding"].combine_chunks()))[0]
+    unit = normalise(embedding_matrix(table["embedding"]))[0]
     return unit, people, np.maximum(quality, 0)
 
 

@@ -84,19 +84,26 @@ def _thresholds(model: QualityModel) -> list[str]:
     return ["## Quality and thresholds", "", text, *(_table(heads, rows) if rows else [])]
 
 
+_FIGURES = ("loss", "mae", "spearman", "kendall", "pauc")
+_PARTS = {"train": "to train", "validation": "to choose the epoch", "holdout": "held out"}
+
+
 def _made(model: QualityModel) -> list[str]:
     record = model.record
     lines = ["## Training", ""]
+    people = record.get("identities", {})
+    parts = [f"{people[part]:,} {words}" for part, words in _PARTS.items() if part in people]
+    if parts:
+        lines.append(f"- people: {', '.join(parts)}; none is in two parts")
     names = {
-        "identities": "people",
         "train_images": "images to train",
-        "validation_images": "images to validate, of other people",
+        "validation_images": "images to validate",
         "epochs": "epochs",
         "best_epoch": "best epoch",
     }
     lines += [f"- {text}: {record[name]:,}" for name, text in names.items() if name in record]
     figures = record.get("validation", {})
-    shown = [f"{name} {value:.4g}" for name, value in figures.items() if value is not None]
+    shown = [f"{name} {figures[name]:.4g}" for name in _FIGURES if figures.get(name) is not None]
     if shown:
         lines.append(f"- on the validation images: {', '.join(shown)}")
     return lines

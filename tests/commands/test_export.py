@@ -1,5 +1,7 @@
 """The export command: one file that computes what the model does, and a card beside it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from drawn_faces import write_faces
@@ -127,6 +129,25 @@ def test_evaluations_without_the_model(do_export, evaluation):
     status, _, err = do_export(f"evaluation={evaluation}", "method=ours")
     assert status == 1
     assert "no method ours; it has model, norm" in err
+
+
+def test_the_card_tells_the_training():
+    """A record as train writes it."""
+    record = {
+        "best_epoch": 5,
+        "epochs": 6,
+        "validation": {"loss": 5.25, "spearman": 0.875, "pauc": None},
+        "history": [{"loss": 9.0}],
+        "train_images": 5018,
+        "validation_images": 558,
+        "identities": {"train": 360, "validation": 40, "holdout": 100},
+    }
+    figures = {"precision": "float32", "bytes": 10, "images": 20, "spearman": 1.0}
+    figures |= {"largest_raw_difference": 0.0, "largest_quality_difference": 0.0}
+    card = model_card(replace(made_model(), record=record), figures, None)
+    assert "people: 360 to train, 40 to choose the epoch, 100 held out" in card
+    assert "- images to train: 5,018" in card
+    assert "on the validation images: loss 5.25, spearman 0.875" in card
 
 
 def test_a_card_without_evaluation_or_thresholds_says_so():
