@@ -217,11 +217,11 @@ def stages(work: Path, images: int) -> list[Stage]:
     ]
 
 
-def prepare(work: Path) -> None:
+def prepare(work: Path, embeddings: int) -> None:
     """Write embeddings large enough that labelling them takes a while, and a model."""
     here = Path(__file__).parent
     if not (work / "many").exists():
-        words = ["--images", "60000", "--size", "128", "--output", f"{work}/many"]
+        words = ["--images", str(embeddings), "--size", "128", "--output", f"{work}/many"]
         script = str(here / "synthetic_embeddings.py")
         subprocess.run([sys.executable, script, *words], check=True)
     if not (work / "model").exists():
@@ -237,9 +237,10 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--stages", nargs="+", default=["embed", "label", "score"])
     parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--embeddings", type=int, default=60_000)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    prepare(given.work)
+    prepare(given.work, given.embeddings)
     print("| stage | fault | digest | rows missing | s | more than unbroken, s |")
     print("|---|---|---|---|---|---|", flush=True)
     for stage in stages(given.work, given.images):

@@ -1,8 +1,10 @@
 """Run many calls, on a pool of actors or as tasks, with a bounded number in flight."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -11,6 +13,10 @@ from sdd_ray.errors import SddError
 
 _CALLS_PER_ACTOR = 2
 """One runs and one waits, so that an actor is never idle and nothing piles up."""
+
+_LEAST_PATIENCE_S = 5.0
+"""An item is given to a second actor after as long as the longest one took, but not before."""
+_LOOK_AGAIN_S = 1.0
 
 
 @contextmanager
@@ -33,34 +39,95 @@ def run_on_pool(
     """Yield the results of one call an item, in the order in which they are finished.
 
     An actor gets work once it has started: one that the cluster has no room for at the moment, say
-    because another job holds the CPUs, must not keep its share of the work waiting.
+    because another job holds the CPUs, must not keep its share of the work waiting. And an item
+    that takes longer than any other did is given to an idle actor as well, and the first result
+    counts: the actor it was given to may be on a node that is lost, cut off or slow, and be started
+    again only when the cluster has room for it.
 
     Args:
         actors: Actor handles, with a method `ready` that returns at once.
-        call: Starts the call for an item on an actor and returns its reference.
+        call: Starts the call for an item on an actor and returns its reference. A call may be made
+            twice at the same time, and must do the same then.
         items: What to work on.
 
     Raises:
         SddError: The first error with a message for the user that a call returned.
     """
-    starting = {actor.ready.remote(): actor for actor in actors}
-    free: list[Any] = []
-    busy: dict[Any, Any] = {}
-    waiting = deque(items)
-    while waiting or busy:
-        while waiting and free:
-            actor = free.pop()
-            busy[call(actor, waiting.popleft())] = actor
-        done = ray.wait([*busy, *starting], num_returns=1)[0][0]
-        if done in starting:
-            ray.get(done)
-            free += [starting.pop(done)] * _CALLS_PER_ACTOR
-            continue
-        free.append(busy.pop(done))
-        result = ray.get(done)
-        if isinstance(result, SddError):
-            raise result
-        yield result
+    pool = _Pool(actors, call, items)
+    while not pool.is_done:
+        pool.hand_out()
+        for result in pool.finished():
+            if isinstance(result, SddError):
+                raise result
+            yield result
+
+
+@dataclass
+class _InFlight:
+    """An item that actors work on."""
+
+    item: Any
+    started: float
+    actors: list[int]
+
+
+class _Pool:
+    """Who works on what: see `run_on_pool`."""
+
+    def __init__(
+        self, actors: list[Any], call: Callable[[Any, Any], Any], items: Iterable[Any]
+    ) -> None:
+        self._actors, self._call = actors, call
+        self._starting = {actor.ready.remote(): place for place, actor in enumerate(actors)}
+        self._free: list[int] = []
+        self._waiting = deque(enumerate(items))
+        self._open: dict[int, _InFlight] = {}
+        self._calls: dict[Any, tuple[int, int]] = {}
+        self._longest = _LEAST_PATIENCE_S
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every item has its result."""
+        return not self._waiting and not self._open
+
+    def hand_out(self) -> None:
+        """Give actors that are free something to do."""
+        while self._waiting and self._free:
+            number, item = self._waiting.popleft()
+            self._open[number] = _InFlight(item, time.monotonic(), [])
+            self._give(number, self._free.pop())
+        if not self._waiting:
+            for number, found in self._open.items():
+                self._give_again(number, found)
+
+    def _give_again(self, number: int, found: _InFlight) -> None:
+        """Give an item that takes long to one more actor, if another one is free."""
+        others = [actor for actor in self._free if actor not in found.actors]
+        is_late = time.monotonic() - found.started > self._longest * len(found.actors)
+        if is_late and others:
+            self._free.remove(others[0])
+            self._give(number, others[0])
+
+    def _give(self, number: int, actor: int) -> None:
+        found = self._open[number]
+        found.actors.append(actor)
+        self._calls[self._call(self._actors[actor], found.item)] = (number, actor)
+
+    def finished(self) -> Iterator[Any]:
+        """Wait for a call to end, or for some time; yield its result if it is the first one."""
+        timeout = None if self._waiting else _LOOK_AGAIN_S
+        ended, _ = ray.wait([*self._calls, *self._starting], num_returns=1, timeout=timeout)
+        for done in ended:
+            if done in self._starting:
+                ray.get(done)
+                self._free += [self._starting.pop(done)] * _CALLS_PER_ACTOR
+                continue
+            number, actor = self._calls.pop(done)
+            self._free.append(actor)
+            found = self._open.pop(number, None)
+            if found is not None:  # else another actor was faster
+                self._longest = max(self._longest, time.monotonic() - found.started)
+                yield ray.get(done)
 
 
 def run_tasks(
