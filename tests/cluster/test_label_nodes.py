@@ -49,6 +49,7 @@ def digest_of_labels(cluster, embeddings, output, workers):
     return open_dataset(output, ["label"]).digest
 
 
+@pytest.mark.slow
 def test_a_second_node_changes_no_label(cluster, tmp_path):
     embeddings = write_embeddings(tmp_path / "embeddings", Rows(*one_big()), 5)
     one = digest_of_labels(cluster, embeddings, str(tmp_path / "one"), 1)

@@ -246,7 +246,11 @@ def test_complete_output_is_left_alone(do_embed, tmp_path):
     ("sent", "more"),
     [
         pytest.param(signal.SIGINT, (), marks=pytest.mark.slow),
-        (signal.SIGKILL, ("resources.decode_workers=1", "ray.num_cpus=3")),
+        pytest.param(
+            signal.SIGKILL,
+            ("resources.decode_workers=1", "ray.num_cpus=3"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_interrupted_command_resumes_where_it_was(do_embed, tmp_path, sent, more):

@@ -413,6 +413,7 @@ def test_table_has_the_values_as_they_are(labels, tmp_path):
     assert (second["status"], second["mae"], second["epoch"]) == ("failed", None, None)
 
 
+@pytest.mark.slow
 def test_model_is_the_one_of_the_best_epoch(labels, tmp_path):
     config = tune_config(labels, tmp_path, 3, trials=2, scheduler="none")
     run = OutputRun(Location(str(tmp_path / "search")), "tune", config)
