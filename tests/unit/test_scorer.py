@@ -15,6 +15,7 @@ import sdd_ray
 from sdd_ray.core.thresholds import Threshold
 from sdd_ray.errors import InputError, ResourceError
 from sdd_ray.formats.images import ImageLimits, ImageRejectedError, fit_pixels
+from sdd_ray.store.location import Location
 from sdd_ray.store.model_folder import QualityModel
 
 
@@ -188,6 +189,16 @@ def test_wrong_models(tmp_path, folder):
     if not torch.cuda.is_available():
         with pytest.raises(ResourceError, match="expected the device cuda"):
             sdd_ray.load_model(folder, device="cuda")
+
+
+def test_model_and_images_may_lie_on_s3(s3_bucket, folder, model):
+    place = Location(f"s3://{s3_bucket}/set")
+    for name in ("model.safetensors", "model.json"):
+        (place / "model" / name).write_bytes((Location(folder) / name).read_bytes())
+    (place / "a.png").write_bytes(png(FACES[0]))
+    found = sdd_ray.load_model(f"{place.uri}/model").score([f"{place.uri}/a.png", FACES[1]])
+    np.testing.assert_allclose(found.raw, model.score(FACES[:2]).raw, rtol=1e-5)
+    assert model.score(f"{place.uri}/b.png").reasons == ("unreadable",)
 
 
 def test_no_ray_is_needed(folder):
