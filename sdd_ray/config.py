@@ -92,7 +92,7 @@ def load_tree(schema: type[Tree], tree: Mapping[str, Any], mistakes: Sequence[st
         text = json.dumps(tree, allow_nan=False)
         config = TypeAdapter(schema).validate_json(text, strict=True)
     except ValidationError as error:
-        found += [_describe(schema, item) for item in error.errors(include_url=False)]
+        found += [_describe(schema, item) for item in _own_mistakes(error)]
     except (TypeError, ValueError) as error:
         found.append(f"not plain data ({error}); quote dates and other text")
     if found or config is None:
@@ -253,6 +253,17 @@ def _describe(schema: type[Any], item: Any) -> str:
     if isinstance(given, dict):
         return f"{key or 'configuration'}: {message}"
     return f"{key}: {message} (got {json.dumps(given, default=str)})"
+
+
+def _own_mistakes(error: ValidationError) -> list[Any]:
+    """Return the mistakes without lists that are too short only for want of their wrong items."""
+    found = error.errors(include_url=False)
+    return [
+        item
+        for item in found
+        if item["type"] != "too_short"
+        or not any(o is not item and o["loc"][: len(item["loc"])] == item["loc"] for o in found)
+    ]
 
 
 def _nearest(schema: type[Any], location: Sequence[str | int]) -> str:

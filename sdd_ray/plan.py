@@ -35,11 +35,8 @@ def run(config: PlanConfig) -> None:
     plans = {}
     for stage in (stage for stage in STAGES if stage in found):
         runs = [one.run for one in found[stage]]
-        epochs = (
-            (config.epochs or max(one.epochs or 1 for one in found[stage]))
-            if (stage == "train")
-            else 1
-        )
+        measured_epochs = max(one.epochs or 1 for one in found[stage])
+        epochs = config.epochs or measured_epochs if stage == "train" else 1
         read = _COPIES_READ * row_bytes if stage == "label" else float(config.image_bytes)
         plans[stage] = plan_stage(runs, config.images * epochs, config.workers, read, bandwidth)
     sys.stdout.write(_table(config, plans, nodes) + "\n")

@@ -16,8 +16,10 @@ from sdd_ray.settings import ScoreConfig
 from sdd_ray.store.score_tables import lines
 
 _BATCH = 32
-_WAITING = 10_000
+_MOST_WAITING = 10_000
 """Paths that may wait to be scored; then their writer has to."""
+
+_Waiting = queue.Queue[str | OSError | None]
 
 
 def score_paths(config: ScoreConfig, given: BinaryIO, output: BinaryIO) -> None:
@@ -29,7 +31,8 @@ def score_paths(config: ScoreConfig, given: BinaryIO, output: BinaryIO) -> None:
         output: Standard output.
 
     Raises:
-        InputError: The model cannot be loaded, or not one of the images can be reached.
+        InputError: The model cannot be loaded, standard input cannot be read to its end, or not one
+            of the images can be reached.
         ResourceError: The device is not there.
     """
     size = config.batch_size or _BATCH
@@ -38,19 +41,20 @@ def score_paths(config: ScoreConfig, given: BinaryIO, output: BinaryIO) -> None:
         scorer.model.acceptance(config.threshold)  # a wrong name ends here, not after the first
     batches = _as_they_come(given, size) if config.stdin else _cut(config.images, size)
     progress = Progress("score", None if config.stdin else len(config.images))
-    lost: list[str] = []
-    total = 0
+    total = lost = 0
+    first_lost = ""
     for paths in batches:
         scores = scorer.score(paths, threshold=config.threshold)
         output.write(lines(config.format, _rows(paths, scores), header=total == 0))
         output.flush()
         total += len(paths)
-        pairs = zip(scores.reasons, scores.details, strict=True)
-        lost += [detail or "" for reason, detail in pairs if reason == UNREADABLE]
+        if lost == 0 and UNREADABLE in scores.reasons:
+            first_lost = scores.details[scores.reasons.index(UNREADABLE)] or ""
+        lost += scores.reasons.count(UNREADABLE)
         progress.update(len(paths), sum(reason is not None for reason in scores.reasons))
     progress.close()
-    if total and len(lost) == total:
-        raise InputError(f"none of {total:,} images can be reached; the first: {lost[0]}")
+    if total and lost == total:
+        raise InputError(f"none of {total:,} images can be reached; the first: {first_lost}")
 
 
 def _rows(paths: Sequence[str], scores: Scores) -> list[dict[str, object]]:
@@ -80,28 +84,31 @@ def _as_they_come(stream: Iterable[bytes], size: int) -> Iterator[list[str]]:
 
     So the first path of a slow writer is answered at once, and a fast one gets whole batches.
     """
-    waiting: queue.Queue[str | None] = queue.Queue(_WAITING)
+    waiting: _Waiting = queue.Queue(_MOST_WAITING)
+    threading.Thread(target=_read, args=(stream, waiting), name="paths", daemon=True).start()
+    path: str | OSError | None = ""
+    while isinstance(path, str):
+        batch: list[str] = []
+        path = waiting.get()
+        while isinstance(path, str):
+            batch.append(path)
+            if len(batch) == size or waiting.empty():
+                break
+            path = waiting.get()
+        if batch:
+            yield batch
+    if path is not None:
+        raise InputError(f"cannot read the paths on standard input: {path}") from path
 
-    def read() -> None:
+
+def _read(stream: Iterable[bytes], waiting: _Waiting) -> None:
+    """Put every path, and then None, or why there is no more."""
+    try:
         for line in stream:
             path = line.rstrip(b"\r\n").decode(errors="replace")
             if path:
                 waiting.put(path)
+    except OSError as error:
+        waiting.put(error)
+    else:
         waiting.put(None)
-
-    threading.Thread(target=read, name="paths", daemon=True).start()
-    is_over = False
-    while not is_over:
-        batch: list[str] = []
-        is_over = _take(waiting.get(), batch)
-        while not is_over and len(batch) < size and not waiting.empty():
-            is_over = _take(waiting.get(), batch)
-        if batch:
-            yield batch
-
-
-def _take(path: str | None, batch: list[str]) -> bool:
-    """Add a path to a batch; return whether it was the end of all paths instead."""
-    if path is not None:
-        batch.append(path)
-    return path is None

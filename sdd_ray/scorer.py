@@ -59,15 +59,7 @@ class Scorer:
     An image's quality does not depend on the other images, but for the last bits of `raw`, which
     may differ between batches of different size.
 
-    Args:
-        path: Model folder, local or s3://.
-        device: `cpu` or `cuda`.
-        batch_size: Images given to the network at once.
-
-    Raises:
-        InputError: There is no model, or it is damaged.
-        ResourceError: The device is not there.
-        ValueError: The batch size is not positive.
+    Made by `sdd_ray.load_model`, which says what its arguments and errors are.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ from sdd_ray.formats.items import Listing
 from sdd_ray.formats.reading import read_faces
 from sdd_ray.formats.source import open_source
 from sdd_ray.settings import ExportConfig, SourceConfig
+from sdd_ray.store.calibrating import evaluated_method
 from sdd_ray.store.dataset import open_dataset, read_json
 from sdd_ray.store.location import Location
 from sdd_ray.store.model_folder import QualityModel, load_model
@@ -28,6 +29,7 @@ _BATCHES = (1, 7, 64)
 _TOLERANCE = 1e-4
 """Of the span of raw qualities; float32 only. Halves and integers are measured, not judged."""
 _LEAST_SPAN = 0.01
+"""Of the largest raw quality, for the span to compare differences with."""
 _LEAST_FACES = 16
 _THREADS = 4
 
@@ -43,7 +45,7 @@ def export_model(config: ExportConfig, folder: Location, output: OutputRun) -> N
         SddError: The file in float32 computes otherwise than the model.
     """
     model = load_model(folder)
-    evaluated = _evaluated(config)
+    evaluated = _evaluated(config, model)
     faces = _faces(config.source, config.num_images)
     half = len(faces) // 2 if config.precision == "int8" else 0
     content = onnx_bytes(load_model(folder), config.precision, faces[:half] if half else None)
@@ -110,17 +112,14 @@ def _faces(config: SourceConfig, number: int) -> Faces:
     return np.stack(faces)
 
 
-def _evaluated(config: ExportConfig) -> dict[str, Any] | None:
+def _evaluated(config: ExportConfig, model: QualityModel) -> dict[str, Any] | None:
     """Return the results of the evaluation, of the model's rows alone."""
     if config.evaluation is None:
         return None
-    results = dict(open_dataset(config.evaluation, ["evaluate"]).manifest["results"])
+    dataset = open_dataset(config.evaluation, ["evaluate"])
+    evaluated_method(dataset, config.method, model)
+    results = dict(dataset.manifest["results"])
     rows = [row for row in results["summary"] if row["method"] == config.method]
-    if not rows:
-        names = sorted({row["method"] for row in results["summary"]})
-        raise InputError(
-            f"{config.evaluation}: no method {config.method}; it has {', '.join(names)}"
-        )
     return {**results, "summary": rows}
 
 

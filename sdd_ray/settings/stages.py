@@ -54,6 +54,10 @@ class BestConfig:
     key: Text = "image_id"
     """Column of the image in `groups`."""
 
+    def __post_init__(self) -> None:
+        if self.column in ("image_id", "quality", "raw", "rank"):
+            raise ValueError(f"column={self.column} is a column of best.csv already")
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ScoreConfig:

@@ -63,20 +63,31 @@ def calibrated(config: CalibrateConfig, model: QualityModel) -> QualityModel:
     return replace(model, calibration=calibration, calibrated=note, thresholds=thresholds)
 
 
+def evaluated_method(dataset: Dataset, name: str, model: QualityModel) -> dict[str, Any]:
+    """Return the configuration of a method of an evaluation, which is this model.
+
+    Raises:
+        InputError: The evaluation has no such method, or it is of other weights.
+    """
+    uri = dataset.location.uri
+    methods = {m["name"]: m for m in dataset.manifest["config"]["methods"]}
+    if name not in methods:
+        raise InputError(f"{uri}: no method {name}; it has {', '.join(methods)}")
+    found: dict[str, Any] = methods[name]
+    _check_model(open_dataset(found["path"], ["score"]), model)
+    return found
+
+
 def _advised(config: CalibrateConfig, model: QualityModel) -> dict[str, Threshold]:
     """Return the thresholds that an evaluation of the model advises."""
     uri = config.evaluation or ""
     dataset = open_dataset(uri, ["evaluate"])
-    methods = {m["name"]: m for m in dataset.manifest["config"]["methods"]}
-    if config.method not in methods:
-        raise InputError(f"{uri}: no method {config.method}; it has {', '.join(methods)}")
-    method = methods[config.method]
+    method = evaluated_method(dataset, config.method, model)
     if method["column"] != RAW_QUALITY or method["sign"] != 1:
         raise InputError(
             f"{uri}: expected the method {config.method} to be the model's raw qualities, got the"
             f" column {method['column']}; evaluate it with column: {RAW_QUALITY}"
         )
-    _check_model(open_dataset(method["path"], ["score"]), model)
     table = read_parquet(dataset.location / "advice.parquet", _ADVICE)
     found: dict[str, Threshold] = {}
     for row in table.to_pylist():

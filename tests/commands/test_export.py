@@ -12,9 +12,10 @@ from sdd_ray.config import main
 from sdd_ray.engine import exporting
 from sdd_ray.engine.exporting import compare
 from sdd_ray.engine.model_card import model_card
-from sdd_ray.settings import EvaluateConfig, ExportConfig, MethodConfig
+from sdd_ray.settings import EvaluateConfig, ExportConfig, MethodConfig, ScoreConfig
 from sdd_ray.store.dataset import read_json
 from sdd_ray.store.location import Location
+from sdd_ray.store.model_folder import load_model
 from sdd_ray.store.run import MANIFEST, OutputRun
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
@@ -60,10 +61,19 @@ def do_export(folder, tmp_path, capsys):
     return run
 
 
+def scored(folder, digest):
+    """A dataset of score, of a model with these weights."""
+    place = Location(str(folder))
+    run = OutputRun(place, "score", ScoreConfig(model="m", output=place.uri))
+    run.complete([], {"weights_sha256": digest})
+    return place.uri
+
+
 @pytest.fixture
-def evaluation(tmp_path):
+def evaluation(tmp_path, folder):
     place = Location(str(tmp_path / "evaluation"))
-    method = MethodConfig(name="model", path="q")
+    qualities = scored(tmp_path / "qualities", load_model(Location(folder)).digest)
+    method = MethodConfig(name="model", path=qualities)
     run = OutputRun(
         place, "evaluate", EvaluateConfig(embeddings="e", output=place.uri, methods=(method,))
     )
@@ -128,7 +138,15 @@ def test_too_few_images(do_export, tmp_path):
 def test_evaluations_without_the_model(do_export, evaluation):
     status, _, err = do_export(f"evaluation={evaluation}", "method=ours")
     assert status == 1
-    assert "no method ours; it has model, norm" in err
+    assert "no method ours; it has model" in err
+
+
+def test_evaluations_of_another_model(do_export, evaluation, tmp_path):
+    """Its figures would stand in this model's card."""
+    other = write_model(tmp_path / "other", made_model(seed=1))
+    status, _, err = do_export(f"model={other}", f"evaluation={evaluation}")
+    assert status == 1
+    assert "expected qualities of the model with the weights" in err
 
 
 def test_the_card_tells_the_training():

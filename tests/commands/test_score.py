@@ -21,7 +21,8 @@ from sdd_ray.core.thresholds import Threshold
 from sdd_ray.engine import inference
 from sdd_ray.engine.qualities import read_qualities
 from sdd_ray.engine.scoring import ScoreStage
-from sdd_ray.errors import ResourceError
+from sdd_ray.errors import InputError, ResourceError
+from sdd_ray.score_paths import _as_they_come
 from sdd_ray.scorer import Scorer
 from sdd_ray.settings import MethodConfig, ScoreConfig
 from sdd_ray.store.dataset import open_dataset, read_parquet
@@ -286,6 +287,18 @@ def test_who_has_read_enough_may_go(model_folder, images):
     assert "BrokenPipe" not in done.stderr
 
 
+def test_standard_input_that_breaks_off_is_an_error():
+    def broken():
+        yield from (b"a.png\n", b"\n", b"b.png\n", b"c.png\n")
+        raise OSError("the line is dead")
+
+    found = []
+    with pytest.raises(InputError, match="standard input: the line is dead"):
+        found.extend(_as_they_come(broken(), 2))
+    assert [path for batch in found for path in batch] == ["a.png", "b.png", "c.png"]
+    assert {len(batch) for batch in found} <= {1, 2}
+
+
 def test_paths_that_lead_nowhere_are_an_error(on_paths, tmp_path):
     status, out, err = on_paths(f"images=[{tmp_path}/a.png]")
     assert status == 1
@@ -299,6 +312,7 @@ def test_paths_that_lead_nowhere_are_an_error(on_paths, tmp_path):
         ([], "give output (for the images of source), images or stdin; got none"),
         (["images=[a.png]", "output=o"], "got output and images"),
         (["--stdin", "best.count=2"], "best needs output and source"),
+        (["output=o", "best.column=raw"], "column=raw is a column of best.csv already"),
         (["--stdin", "format=text", "threshold=3"], "format=text has no column for threshold"),
         (["--stdin", "threshold=101"], "threshold"),
         (["--other"], "--other: no such option"),

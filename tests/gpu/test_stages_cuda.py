@@ -4,19 +4,20 @@ import numpy as np
 import pytest
 import torch
 from drawn_faces import face, write_faces
+from quality_models import write_model
 
+import sdd_ray
 from sdd_ray import embed, score
 from sdd_ray.config import load_tree
 from sdd_ray.core.calibration import QuantileMap
 from sdd_ray.core.fitting import predict
 from sdd_ray.core.models import QualityArchitecture, build_quality
 from sdd_ray.engine.scoring import ScoreStage
-from sdd_ray.settings import EmbedConfig, ScoreConfig, TrainConfig
+from sdd_ray.settings import EmbedConfig, ScoreConfig
 from sdd_ray.store.dataset import open_dataset
 from sdd_ray.store.location import Location
-from sdd_ray.store.model_folder import QualityModel, save_model
+from sdd_ray.store.model_folder import QualityModel
 from sdd_ray.store.recogniser import RecogniserSpec, load_backbone
-from sdd_ray.store.run import OutputRun, PartRecord
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("ray_session")]
 
@@ -98,11 +99,8 @@ def model(tmp_path_factory):
     with torch.no_grad():
         network.head[-1].weight *= 30 / np.ptp(predict(network, inputs))
     calibration = QuantileMap.fit(predict(network, inputs))
-    place = Location(str(tmp_path_factory.mktemp("model")))
-    made = OutputRun(place, "train", TrainConfig(labels="l", output=place.uri))
-    digest = save_model(place, QualityModel(network, architecture, preprocessing, calibration))
-    made.complete([PartRecord("model", 8, 8, digest, 1, suffix=".safetensors")])
-    return place.uri
+    made = QualityModel(network, architecture, preprocessing, calibration)
+    return write_model(tmp_path_factory.mktemp("model"), made)
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +138,12 @@ def test_batches_under_way_at_the_same_time_keep_their_qualities(model):
         np.testing.assert_allclose(rows[:, 0], same[:, 0], atol=0.01 * np.ptp(raw))
         np.testing.assert_allclose(rows[:, 1], same[:, 1], atol=3)
     assert next(network([images[:0]])).shape == (0, 2)
+
+
+def test_the_python_api_scores_as_on_the_cpu(model):
+    images = [*pixels(40), b"broken"]
+    gpu = sdd_ray.load_model(model, device=DEVICE, batch_size=7).score(images)
+    cpu = sdd_ray.load_model(model).score(images)
+    assert gpu.reasons == cpu.reasons
+    spread = np.nanmax(cpu.raw) - np.nanmin(cpu.raw)
+    np.testing.assert_allclose(gpu.raw, cpu.raw, atol=0.01 * spread)

@@ -432,3 +432,13 @@ def test_shipped_configurations_are_right(file):
 def test_tables_may_be_of_any_fractions():
     words = [*REQUIRED[EvaluateConfig], "discard_fractions=[0.02, 0.12, 0.335]"]
     assert load_config(EvaluateConfig, None, words).discard_fractions == (0.02, 0.12, 0.335)
+
+
+def test_a_wrong_item_is_one_mistake():
+    """Without it the list is empty, which is no mistake of the user's."""
+    words = ["embeddings=e", "output=o", "methods=[{name: m, path: q, seedz: [a]}]"]
+    with pytest.raises(ConfigError) as found:
+        load_config(EvaluateConfig, None, words)
+    assert str(found.value).splitlines()[1:] == ["  methods.0.seedz: no such key"]
+    with pytest.raises(ConfigError, match="methods: tuple should have at least 1 item"):
+        load_config(EvaluateConfig, None, [*words[:2], "methods=[]"])
