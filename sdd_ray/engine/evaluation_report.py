@@ -27,6 +27,7 @@ from sdd_ray.engine.evaluation_sections import (
     groups_section,
     percent,
     recognisers_section,
+    seeds_in_words,
 )
 from sdd_ray.formats.reading import Album
 from sdd_ray.formats.source import open_source
@@ -145,7 +146,7 @@ def _worth(config: EvaluateConfig, methods: list[MethodResult]) -> Section:
         " people.\n\nEVRC: images are discarded, and the threshold is solved again on the rest (the"
         " paper). EDC: mated comparisons are discarded by the lower quality of the two images, at a"
         " fixed threshold (ISO/IEC 29794-1). Images of equal quality leave together; "
-        f"{_FAILURES[config.failures]}.{_seeds_in_words(config)}\n\n"
+        f"{_FAILURES[config.failures]}.{seeds_in_words(config)}\n\n"
     )
     return Section(
         "What the quality is worth",
@@ -153,11 +154,6 @@ def _worth(config: EvaluateConfig, methods: list[MethodResult]) -> Section:
         highlights,
         tables=_tables(config, methods),
     )
-
-
-def _seeds_in_words(config: EvaluateConfig) -> str:
-    several = [f"{m.name} ({1 + len(m.seeds)})" for m in config.methods if m.seeds]
-    return f" Means over several seeds: {', '.join(several)}." if several else ""
 
 
 def _shown(value: float, form: str) -> str:

@@ -20,6 +20,17 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.4g}%"
 
 
+def seeds_in_words(config: EvaluateConfig) -> str:
+    """Return which methods have several seeds, and what that means; nothing if none has."""
+    several = [f"{m.name} ({1 + len(m.seeds)})" for m in config.methods if m.seeds]
+    if not several:
+        return ""
+    return (
+        f" Means over several seeds: {', '.join(several)}; their faces and groups are of the first,"
+        " and qualities to ask for are advised for single models only."
+    )
+
+
 def better_section(config: EvaluateConfig, differences: pa.Table) -> list[Section]:
     """Return the paired differences of the methods by the area that tables show."""
     wanted = f"normalised_pauc_{config.discard_limit:g}"

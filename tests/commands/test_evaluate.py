@@ -507,3 +507,20 @@ def test_what_an_audit_found(do_evaluate, tmp_path, capsys):
     status, _, err = do_evaluate(f"report.audit={tmp_path}/embeddings", f"output={tmp_path}/b")
     assert status == 1
     assert "expected a dataset written by audit" in err
+
+
+def test_several_seeds_and_failures_are_told_on_the_page(do_evaluate, tmp_path):
+    rows, noise = made_rows()
+    write_noise(tmp_path / "other.parquet", rows, noise, np.arange(58))
+    methods = (
+        f"methods=[{{name: m, path: {tmp_path}/noise.parquet, column: noise, sign: -1,"
+        f" seeds: [{tmp_path}/other.parquet]}}]"
+    )
+    status, out, _ = do_evaluate(methods, "failures=left_out", "bootstrap.draws=100")
+    assert status == 0
+    assert "left out, without a quality: 2" in out
+    assert out.startswith("58 images of 12 identities")
+    page = (tmp_path / "evaluation" / "report.html").read_text()
+    assert "Means over several seeds: m (2)" in page
+    assert "could not assess are left out for all" in page
+    assert "Which quality to ask for" not in page
