@@ -88,8 +88,6 @@ VARIANTS = {
     "moving average": Variant(recipe={"ema": 0.99}),
     "head alone": Variant(frozen_share=1.0),
 }
-MAIN = tuple(VARIANTS)[:4]
-"""Variants of which all seeds are run; of the others, two."""
 
 
 @dataclass(frozen=True)
@@ -367,9 +365,8 @@ def main() -> None:
     lines = file.read_text().splitlines() if file.exists() else []
     done = {(x["variant"], x["seed"]) for x in map(json.loads, lines)}
     done |= {("baselines", seed) for name, seed in done if name == "random"}
-    jobs = [(n, s) for s in range(options.seeds) for n in ("baselines", *MAIN)]
-    jobs += [(n, s) for s in range(min(2, options.seeds)) for n in VARIANTS if n not in MAIN]
-    wanted = [j for j in jobs if j not in done and (not options.only or j[0] in options.only)]
+    names = options.only or ("baselines", *VARIANTS)
+    wanted = [(n, s) for s in range(options.seeds) for n in names if (n, s) not in done]
     context = multiprocessing.get_context("spawn")
     with context.Pool(options.processes, maxtasksperchild=1) as pool:
         for results in pool.imap_unordered(partial(run, options=options), wanted):

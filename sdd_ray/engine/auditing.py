@@ -30,7 +30,7 @@ from sdd_ray.core.verdicts import norm_ranks
 from sdd_ray.engine.audit_worker import AuditWorker, Sample, load_block, strings
 from sdd_ray.engine.label_plan import LabelPlan, LabelShard
 from sdd_ray.engine.progress import Progress
-from sdd_ray.engine.session import pool_size
+from sdd_ray.engine.room import pool_size
 from sdd_ray.engine.shard_rows import arrange, other_size
 from sdd_ray.engine.tasks import ended_after, run_on_pool
 from sdd_ray.errors import InputError, SddError, TooManyRejectsError

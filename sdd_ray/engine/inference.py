@@ -26,7 +26,7 @@ from sdd_ray.engine.image_worker import (
     ShardWorker,
 )
 from sdd_ray.engine.progress import Progress
-from sdd_ray.engine.session import available, pool_size
+from sdd_ray.engine.room import available, pool_size
 from sdd_ray.errors import InputError, SddError, TooManyRejectsError
 from sdd_ray.formats.images import UNREADABLE
 from sdd_ray.formats.items import Listing

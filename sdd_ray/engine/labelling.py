@@ -21,7 +21,7 @@ from sdd_ray.engine.label_store import LabelContext, Positions, ShardStore, fits
 from sdd_ray.engine.label_sums import SAMPLE_SIZES, FirstPass, first_pass
 from sdd_ray.engine.label_worker import LabelTask, LabelWorker
 from sdd_ray.engine.progress import Progress
-from sdd_ray.engine.session import pool_size
+from sdd_ray.engine.room import pool_size
 from sdd_ray.engine.shard_rows import arrange
 from sdd_ray.engine.tasks import ended_after, run_on_pool
 from sdd_ray.errors import InputError, TooManyRejectsError

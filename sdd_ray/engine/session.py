@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import ray
 
+from sdd_ray.engine.room import available, patience
 from sdd_ray.errors import ResourceError, SddError
 from sdd_ray.settings import RayConfig
 
@@ -48,7 +49,8 @@ def session(config: RayConfig) -> Iterator[None]:
         )
     _announce(started=not address)
     try:
-        yield
+        with patience(config.wait_for_nodes_s):
+            yield
     except ray.exceptions.RayError as error:
         cause = str(error).strip().splitlines()[-1]
         raise SddError(
@@ -73,46 +75,6 @@ def interruptible() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
-
-
-def available(resource: str) -> float:
-    """Return how much of a resource (CPU, GPU) the whole cluster has."""
-    return float(ray.cluster_resources().get(resource, 0.0))
-
-
-def pool_size(wanted: int | None, cpus: float, gpus: float, spare_cpus: float = 0.0) -> int:
-    """Return the number of actors of a pool: as asked, or as many as the cluster has room for.
-
-    Args:
-        wanted: Actors asked for, or None for all that fit.
-        cpus: Logical CPUs of each.
-        gpus: GPUs of each.
-        spare_cpus: Logical CPUs that must stay free for other work of the stage.
-
-    Raises:
-        ResourceError: The cluster does not have room for the pool.
-    """
-    cluster = {"CPU": available("CPU") - spare_cpus, "GPU": available("GPU")}
-    needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need > 0}
-    fits = min(_room(needs), *(int(cluster[name] / need + 1e-9) for name, need in needs.items()))
-    size = fits if wanted is None else wanted
-    if size < 1 or size > fits:
-        asked = " and ".join(f"{need * max(size, 1):g} {name}" for name, need in needs.items())
-        has = " and ".join(f"{cluster[name]:g} {name}" for name in needs)
-        raise ResourceError(
-            f"{max(size, 1)} worker(s) need {asked}, the cluster has {has} to spare;"
-            " lower resources.* or start a larger cluster"
-        )
-    return size
-
-
-def _room(needs: dict[str, float]) -> int:
-    """Return how many actors fit on the nodes: each must lie on one of them as a whole."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(
-        min(int(node.get(name, 0.0) / need + 1e-9) for name, need in needs.items())
-        for node in nodes
-    )
 
 
 def _join(address: str) -> None:

@@ -41,7 +41,8 @@ from sdd_ray.engine.fitting import (
     is_finished,
     start_network,
 )
-from sdd_ray.engine.session import available, interruptible, pool_size
+from sdd_ray.engine.room import available, pool_size
+from sdd_ray.engine.session import interruptible
 from sdd_ray.engine.training_data import (
     ImageDatasets,
     Sharing,

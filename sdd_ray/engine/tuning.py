@@ -17,8 +17,9 @@ from sdd_ray.config import to_dict, write_yaml
 from sdd_ray.engine.board import board
 from sdd_ray.engine.checkpoints import read_state
 from sdd_ray.engine.fitting import BETTER, FitPlan
+from sdd_ray.engine.room import pool_size
 from sdd_ray.engine.search import tuner
-from sdd_ray.engine.session import interruptible, pool_size
+from sdd_ray.engine.session import interruptible
 from sdd_ray.engine.training import TrainedNetwork, trained_network
 from sdd_ray.engine.training_data import image_datasets
 from sdd_ray.engine.training_output import publish as publish_model

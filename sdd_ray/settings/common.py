@@ -37,6 +37,9 @@ class RayConfig:
     """Start the dashboard with a local Ray (http://127.0.0.1:8265)."""
     num_cpus: PositiveInt | None = None
     """Logical CPUs of a local Ray. Null: all of this machine."""
+    wait_for_nodes_s: NonNegativeFloat = 0.0
+    """Where the cluster has no room for the workers asked for (or for one): ask its autoscaler for
+    it, and wait so many seconds before giving up."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -5,8 +5,10 @@ import socket
 import pytest
 import ray
 
+from sdd_ray.engine import room
 from sdd_ray.engine import session as module
-from sdd_ray.engine.session import pool_size, session
+from sdd_ray.engine.room import patience, pool_size
+from sdd_ray.engine.session import session
 from sdd_ray.errors import ResourceError, SddError
 from sdd_ray.settings import RayConfig
 
@@ -48,6 +50,7 @@ def use(monkeypatch):
     def put(**behaviour):
         recorder = RecordingRay(**behaviour)
         monkeypatch.setattr(module, "ray", recorder)
+        monkeypatch.setattr(room, "ray", recorder)
         return recorder
 
     return put
@@ -168,3 +171,74 @@ def test_errors_of_ray_end_in_one_line(use):
     with pytest.raises(SddError, match=text), session(RayConfig()):
         raise ray.exceptions.RayError("long story\nthe object store is full")
     assert recorder.calls[-1] == "shutdown"
+
+
+class Demand:
+    """Stands in for a placement group: after some looks at it, nodes have come."""
+
+    def __init__(self, recorder, looks):
+        self.recorder, self.looks, self.removed = recorder, looks, False
+
+    def wait(self, timeout_seconds):
+        assert timeout_seconds <= 1
+        self.looks -= 1
+        if self.looks == 0:
+            self.recorder.resources["CPU"] = 8.0
+            self.recorder.node_resources += [{"CPU": 4.0}, {"CPU": 4.0}]
+        return self.looks <= 0
+
+
+@pytest.fixture
+def demand(use, monkeypatch):
+    """A cluster without nodes that has two after three looks, and what was asked of it."""
+    recorder = use(nodes=[])
+    found = Demand(recorder, 3)
+
+    def ask(bundles):
+        found.bundles = bundles
+        return found
+
+    def take_back(group):
+        group.removed = True
+
+    monkeypatch.setattr(room, "placement_group", ask)
+    monkeypatch.setattr(room, "remove_placement_group", take_back)
+    return found
+
+
+def test_nodes_are_waited_for(demand, capsys):
+    with patience(60.0):
+        assert pool_size(3, cpus=2.0, gpus=0.0, spare_cpus=1.0) == 3
+    assert demand.bundles == [{"CPU": 2.0}] * 3 + [{"CPU": 1.0}]
+    assert demand.removed
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == "waiting for nodes: room for 0 of 3 worker(s), 0 of 60 s"
+
+
+def test_without_a_number_one_worker_is_waited_for_and_all_that_fit_are_taken(demand):
+    with patience(60.0):
+        assert pool_size(None, cpus=2.0, gpus=0.0) == 4
+    assert demand.bundles == [{"CPU": 2.0}]
+
+
+def test_patience_ends(demand):
+    demand.looks = 10**9
+    message = r"3 worker\(s\) need 6 CPU, the cluster has 0 CPU to spare"
+    with patience(0.01), pytest.raises(ResourceError, match=message):
+        pool_size(3, cpus=2.0, gpus=0.0)
+    assert demand.removed
+
+
+def test_what_fits_is_not_asked_for(use, demand):
+    use(CPU=2.0)
+    with patience(60.0):
+        assert pool_size(2, cpus=1.0, gpus=0.0) == 2
+    assert not hasattr(demand, "bundles")
+
+
+def test_a_session_has_the_patience_of_its_configuration(demand):
+    with session(RayConfig(wait_for_nodes_s=60.0)):
+        assert pool_size(1, cpus=1.0, gpus=0.0) == 1
+    demand.recorder.resources, demand.recorder.node_resources = {}, []
+    with pytest.raises(ResourceError):
+        pool_size(1, cpus=1.0, gpus=0.0)
