@@ -84,6 +84,7 @@ def test_report_shows_faces_curves_and_distributions(done):
     assert re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']*""", page) == []
 
 
+@pytest.mark.slow
 def test_again_takes_finished_stages_as_they_are(done):
     folder, out = done
     before = {stage: (folder / stage / MANIFEST).read_bytes() for stage in STAGES}

@@ -154,6 +154,7 @@ def test_image_that_could_not_be_reached_is_tried_again(do_embed, tmp_path):
     assert "embed: 3 of 3 images" in out
 
 
+@pytest.mark.slow
 def test_folder_that_could_not_be_listed_is_listed_again(do_embed, monkeypatch, tmp_path):
     root = tmp_path / "faces"
     write_faces(root, identities=3, images=2)

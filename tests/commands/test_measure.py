@@ -71,6 +71,7 @@ def test_values_are_those_of_the_functions(do_measure, tmp_path):
     assert lines["001/broken.jpg"]["flip"] == ""
 
 
+@pytest.mark.slow
 def test_batches_and_shards_change_nothing_and_only_what_is_asked_for_is_there(
     do_measure, tmp_path
 ):

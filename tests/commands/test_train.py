@@ -113,9 +113,8 @@ def test_another_configuration_is_refused(trained, config, capsys):
     assert "is complete with another configuration, which differs in seed;" in _error(capsys)
 
 
-@pytest.mark.parametrize(
-    "sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_training_goes_on_as_it_would_have(trained, config, tmp_path, capsys, sent):
     torn = replace(config, output=str(tmp_path / "model"))
     file = tmp_path / "train.yaml"

@@ -50,6 +50,7 @@ def do_tune(words, capfd, ray_session):
     return run
 
 
+@pytest.mark.slow
 def test_outputs(do_tune, tmp_path, capfd):
     status, out, err = do_tune()
     assert status == 0

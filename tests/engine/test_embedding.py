@@ -78,6 +78,7 @@ def test_content_does_not_depend_on_the_number_of_workers(by_one_worker, tmp_pat
     assert found.digest == by_one_worker.digest
 
 
+@pytest.mark.slow
 def test_decoding_apart_from_the_network_changes_nothing(by_one_worker, tmp_path):
     found = do_embed(tmp_path / "apart", resources={"workers": 1, "decode_workers": 2})
     assert found.digest == by_one_worker.digest

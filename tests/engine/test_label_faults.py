@@ -67,6 +67,7 @@ def test_five_workers_37_files_and_small_row_groups_give_the_same(do_label, unbr
     assert_adds_up(labels, 360)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_every_pass_changes_nothing(do_label, unbroken, monkeypatch, tmp_path):
     killed = {stage: tmp_path / stage for stage in ("sum", "label", "scale")}
 
@@ -160,6 +161,7 @@ def times(output):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 def test_a_killed_driver_loses_nothing_that_was_finished(
     do_label, unbroken, monkeypatch, tmp_path, capsys

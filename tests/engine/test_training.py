@@ -187,6 +187,7 @@ def test_two_workers_with_every_option(tmp_path, capsys):
     assert trained.rejects == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_publish_the_network_that_they_validated(tmp_path):
     """Each has batch statistics of its own until they agree on those of the first."""
