@@ -40,6 +40,19 @@ class MeasuredRun:
             raise ValueError(f"expected a run with rows, seconds and workers, got {self}")
 
 
+def run_at(images_per_s: float, start_s: float, bytes_per_row: float) -> MeasuredRun:
+    """Return the run that one worker of a known rate would have made, of unknown memory.
+
+    Args:
+        images_per_s: Of the worker.
+        start_s: Seconds in which it works on no image.
+        bytes_per_row: Written for each image.
+    """
+    rows = max(1, round(images_per_s * 3600))
+    seconds = start_s + rows / images_per_s
+    return MeasuredRun(rows, seconds, 1, start_s, np.nan, np.nan, bytes_per_row)
+
+
 @dataclass(frozen=True)
 class Line:
     """A quantity that grows along a line: start + slope x size."""

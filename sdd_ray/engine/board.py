@@ -36,10 +36,12 @@ class Teller:
     Attributes:
         board: What `board` gave out.
         prefix: Begins each line.
+        trial: Number of the trial that figures are of, where there are trials.
     """
 
     board: Any
     prefix: str
+    trial: int | None = None
 
     def __call__(self, line: str) -> None:
         """Put a line."""
@@ -47,7 +49,8 @@ class Teller:
 
     def figures(self, figures: dict[str, float]) -> None:
         """Put the figures of an epoch."""
-        ray.get(self.board.put.remote(figures))
+        number = {} if self.trial is None else {"trial": float(self.trial)}
+        ray.get(self.board.put.remote(figures | number))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,6 +52,7 @@ class Shard:
         pixels: (N, 112, 112, 3) RGB.
         content: (N,) 64-bit digests of the pixels.
         rejects: The other images.
+        num_bytes: Of the images that could be read, as they lie in their files.
     """
 
     image_ids: list[str]
@@ -59,6 +60,7 @@ class Shard:
     pixels: NDArray[np.uint8]
     content: NDArray[np.uint64]
     rejects: list[Reject]
+    num_bytes: int = 0
 
     @property
     def num_listed(self) -> int:
@@ -155,6 +157,7 @@ class ShardReading:
         self._pixels = np.empty((len(items), *FACE), np.uint8)
         self._found: list[tuple[str, str | None, int]] = []
         self._rejects: list[Reject] = []
+        self._num_bytes = 0
 
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         """Yield batches of pixels, of a size but for the last, as soon as they are there."""
@@ -180,6 +183,7 @@ class ShardReading:
                 self._rejects.append(Reject(item.image_id, reason_of(face), str(face)))
                 continue
             self._pixels[len(self._found)] = face.pixels
+            self._num_bytes += face.size
             self._found.append((item.image_id, face.identity, _digest(face.pixels)))
             yield len(self._found)
 
@@ -187,7 +191,8 @@ class ShardReading:
         """Return what was read."""
         ids, people, digests = zip(*self._found, strict=True) if self._found else ((), (), ())
         pixels = self._pixels[: len(self._found)]
-        return Shard(list(ids), list(people), pixels, np.array(digests, np.uint64), self._rejects)
+        content = np.array(digests, np.uint64)
+        return Shard(list(ids), list(people), pixels, content, self._rejects, self._num_bytes)
 
 
 class ShardWorker:
@@ -210,6 +215,7 @@ class ShardWorker:
             record = write_part(
                 self._output, part_name(number), table, rejects, rows_in=shard.num_listed
             )
+            use["read_bytes"] = shard.num_bytes
             row |= {"record": [json.dumps(asdict(record))], "use": [json.dumps(use)]}
         return row
 
@@ -225,8 +231,8 @@ class DecodeWorker:
         number = int(batch["shard"][0])
         with failure_row() as row:
             shard = self._reader.open(number).whole()
-            rest = (number, shard.image_ids, shard.identities, shard.content, shard.rejects)
-            row |= {"pixels": [shard.pixels.reshape(-1).data], "rest": [pickle.dumps(rest)]}
+            rest = pickle.dumps((number, replace(shard, pixels=shard.pixels[:0])))
+            row |= {"pixels": [shard.pixels.reshape(-1).data], "rest": [rest]}
         return _table(row, _DECODED)
 
 
@@ -243,13 +249,14 @@ class NetworkWorker:
         if failure:
             return _table({"failure": [failure]}, _COMPUTED)
         with failure_row() as row:
-            number, *fields, rejects = pickle.loads(batch["rest"][0].as_py())  # noqa: S301 - ours
+            number, shard = pickle.loads(batch["rest"][0].as_py())  # noqa: S301 - ours
             pixels = np.frombuffer(batch["pixels"][0].as_buffer(), np.uint8).reshape(-1, *FACE)
-            shard = Shard(fields[0], fields[1], pixels, fields[2], rejects)
+            shard = replace(shard, pixels=pixels)
             size = self._batch_size
             batches = (pixels[first : first + size] for first in range(0, len(pixels), size))
             outputs, use = self._network.run(batches)
             found = (number, shard.num_listed, *self._network.rows(shard, outputs))
+            use["read_bytes"] = shard.num_bytes
             row |= {"rows": [pickle.dumps(found)], "use": [json.dumps(use)]}
         return _table(row, _COMPUTED)
 

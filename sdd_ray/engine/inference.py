@@ -137,6 +137,7 @@ def _measure(progress: Progress, record: PartRecord, use: Mapping[str, Any]) -> 
     """Tell Ray's metrics why images were set aside, and how busy the network was."""
     if progress.metrics is None:
         return
+    progress.metrics.read(use["read_bytes"])
     progress.metrics.rejected(Counter(reject.reason for reject in record.rejects))
     if use["ended"] > use["began"]:
         progress.metrics.busy(use["busy_s"] / (use["ended"] - use["began"]))

@@ -29,6 +29,8 @@ class StageMetrics:
         self._busy = Gauge(
             "sdd_network_busy_share", "Share of a worker's time that its network works.", _STAGE
         )
+        self._bytes = Counter("sdd_bytes_read", "Bytes of the images read, as they lie.", _STAGE)
+        self._trials = Gauge("sdd_trials_begun", "Trials of a search that ended an epoch.", _STAGE)
 
     def done(self, items: int, left: int | None) -> None:
         """Count finished items.
@@ -41,6 +43,15 @@ class StageMetrics:
             self._done.inc(items, self._tags)
         if left is not None:
             self._open.set(left, self._tags)
+
+    def read(self, size: int) -> None:
+        """Count the bytes of images that were read, as they lie in files: not decoded."""
+        if size > 0:
+            self._bytes.inc(size, self._tags)
+
+    def trials(self, begun: int) -> None:
+        """Tell how many trials of a search have ended an epoch."""
+        self._trials.set(begun, self._tags)
 
     def rejected(self, reasons: dict[str, int]) -> None:
         """Count items that were set aside, by reason."""

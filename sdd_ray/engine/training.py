@@ -41,6 +41,7 @@ from sdd_ray.engine.fitting import (
     is_finished,
     start_network,
 )
+from sdd_ray.engine.metrics import stage_metrics
 from sdd_ray.engine.room import available, pool_size
 from sdd_ray.engine.session import interruptible
 from sdd_ray.engine.training_data import (
@@ -128,10 +129,14 @@ def train_network(
     if finished is not None:
         return finished
     images = image_datasets(config, data)
+    metrics = stage_metrics("train")
     with EventFile(events) as file:
 
         def write(figures: dict[str, float]) -> None:
             file.add(int(figures["epoch"]), figures)
+            if metrics is not None:
+                left = config.optimiser.epochs - int(figures["epoch"])
+                metrics.done(plan.num_train, left * plan.num_train)
 
         with board(write) as notes:
             tell = Teller(notes, "train: ")

@@ -112,13 +112,15 @@ def _one_worker(given: dict[str, Any], task: TrialTask, train: Any, validation: 
             f"epoch {result.epoch + 1} of {epochs}, {metric} {result.figures[metric]:.3f},"
             f" {clock(watch.seconds())}"
         )
+        say.figures(result.figures)
         _report(result.figures, is_pbt)
     if result is None and state is not None:
         _report(state["figures"], is_pbt)  # killed at its very end: Ray Tune wants to hear of it
 
 
 def _teller(task: TrialTask, given: dict[str, Any]) -> Teller:
-    return Teller(task.board, f"tune: trial {given[GIVEN][NUMBER]}, ")
+    number = given[GIVEN][NUMBER]
+    return Teller(task.board, f"tune: trial {number}, ", number)
 
 
 def _report(figures: dict[str, float], with_checkpoint: bool) -> None:

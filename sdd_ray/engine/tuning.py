@@ -17,6 +17,7 @@ from sdd_ray.config import to_dict, write_yaml
 from sdd_ray.engine.board import board
 from sdd_ray.engine.checkpoints import read_state
 from sdd_ray.engine.fitting import BETTER, FitPlan
+from sdd_ray.engine.metrics import stage_metrics
 from sdd_ray.engine.room import pool_size
 from sdd_ray.engine.search import tuner
 from sdd_ray.engine.session import interruptible
@@ -82,7 +83,15 @@ def search(config: TuneConfig, material: Material, work: Location) -> list[Trial
         KeyboardInterrupt: The search was interrupted; run again, it goes on.
     """
     images = image_datasets(config.train, material.data)
-    with board() as notes:
+    metrics, begun = stage_metrics("tune"), set[float]()
+
+    def count(figures: dict[str, float]) -> None:
+        begun.add(figures["trial"])
+        if metrics is not None:
+            metrics.done(material.plan.num_train, None)
+            metrics.trials(len(begun))
+
+    with board(count) as notes:
         task = TrialTask(config, material.plan, material.labels, work, notes)
         # Ray Tune tells of its own ways to go on, and prints the traceback of every failure.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

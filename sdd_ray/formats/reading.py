@@ -27,10 +27,12 @@ class Face(NamedTuple):
     Attributes:
         pixels: (112, 112, 3) RGB.
         identity: The person that listing or format name, or None.
+        size: Bytes of the image as it lies in its file; of what is there decoded, of its pixels.
     """
 
     pixels: NDArray[np.uint8]
     identity: str | None
+    size: int
 
 
 def read_faces(
@@ -89,11 +91,12 @@ def _decoded(item: Item, found: Content | SddError) -> Face | SddError:
         return found
     identity = item.identity if found.identity is None else found.identity
     if not isinstance(found.data, bytes):
-        return Face(found.data, identity)
+        return Face(found.data, identity, found.data.nbytes)
     try:
-        return Face(decode_image(found.data, landmarks=item.landmarks), identity)
+        pixels = decode_image(found.data, landmarks=item.landmarks)
     except ImageRejectedError as error:
         return error
+    return Face(pixels, identity, len(found.data))
 
 
 class Album:

@@ -1,8 +1,8 @@
 """Options of plan."""
 
-from typing import Annotated
+from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from sdd_ray.settings.common import STRICT, Text
@@ -20,14 +20,30 @@ class MeasuredConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class GivenRate:
+    """A stage of which a rate is known, but no run."""
+
+    stage: Literal["embed", "label", "train", "score", "measure"]
+    """Command."""
+    images_per_s: PositiveFloat
+    """Of each worker."""
+    start_s: NonNegativeFloat = 30.0
+    """Until the first image, and after the last one."""
+    bytes_per_image: NonNegativeFloat = 0.0
+    """Written for each image."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class PlanConfig:
     """Say what a larger run will take, from runs that you measured; nothing is started."""
 
     images: PositiveInt
     """Images of the run to plan."""
-    measured: Annotated[tuple[MeasuredConfig, ...], Field(min_length=1)]
+    measured: tuple[MeasuredConfig, ...] = ()
     """Runs on workers like those planned. Of each stage two, one several times the other, tell what
     is start and what is work."""
+    rates: tuple[GivenRate, ...] = ()
+    """For stages of which nothing is measured."""
     workers: PositiveInt = 1
     """Workers planned, for every stage."""
     workers_per_node: PositiveInt = 1
@@ -42,3 +58,10 @@ class PlanConfig:
     """10^6 bytes of images a second that one machine can read. Null: enough."""
     price_per_node_hour: PositiveFloat | None = None
     """What a machine costs, in any currency."""
+
+    def __post_init__(self) -> None:
+        given = [rate.stage for rate in self.rates]
+        if not given and not self.measured:
+            raise ValueError("expected measured runs or rates, got none of either")
+        if len(set(given)) < len(given):
+            raise ValueError(f"rates: expected each stage once, got {', '.join(given)}")

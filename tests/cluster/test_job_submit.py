@@ -146,3 +146,5 @@ def test_what_a_job_does_is_told_as_metrics(head, submit, tmp_path):
     assert 0 < found["ray_sdd_items_open", "embed"] <= 25
     assert found["ray_sdd_items_rejected_total", "not_an_image", "embed"] == 1
     assert 0 < found["ray_sdd_network_busy_share", "embed"] <= 1
+    stored = sum(file.stat().st_size for file in folder.rglob("0*.png"))
+    assert 0 < found["ray_sdd_bytes_read_total", "embed"] <= stored

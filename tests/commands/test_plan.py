@@ -104,3 +104,26 @@ def test_outputs_of_other_commands(do_plan, tmp_path):
     status, _, err = do_plan("images=5", f"measured=[{{path: {tmp_path}}}]")
     assert status == 1
     assert "expected a dataset written by embed or label or train or score or measure" in err
+
+
+def test_a_rate_stands_for_a_stage_that_nobody_measured(do_plan, tmp_path):
+    rate = "{stage: embed, images_per_s: 2000, start_s: 60, bytes_per_image: 1100}"
+    words = ["images=57600000", "workers=8", "gpus_per_worker=1", f"rates=[{rate}]"]
+    status, out, _ = do_plan(*words)
+    assert status == 0
+    # 57.6 million images at 16,000 a second: an hour, and a minute of starts.
+    [line] = [line for line in out.splitlines() if line.startswith("embed")]
+    expected = "embed 1 h 01 min 16,000 8.1 8.1 460.8 63.4 ? ? workers +"
+    assert line.split() == expected.split()
+    assert out.splitlines()[-1] == "+ by the rate that was given, which nobody measured here"
+    status, _, err = do_plan(*words, f"measured=[{{path: {embedded(tmp_path / 'a', 100, 10.0)}}}]")
+    assert status == 2
+    assert "rates: embed is measured; leave out one or the other" in err
+
+
+def test_nothing_to_plan_from(do_plan):
+    status, _, err = do_plan("images=5")
+    assert status == 2
+    assert "expected measured runs or rates, got none of either" in err
+    twice = "[{stage: embed, images_per_s: 1}, {stage: embed, images_per_s: 2}]"
+    assert "expected each stage once" in do_plan("images=5", f"rates={twice}")[2]

@@ -14,7 +14,7 @@ from labelled_faces import train_config, write_labels
 
 from sdd_ray.config import load_config
 from sdd_ray.core.fitting import Batch
-from sdd_ray.engine import trials
+from sdd_ray.engine import trials, tuning
 from sdd_ray.engine.search import Exchange
 from sdd_ray.engine.training import plan_fit
 from sdd_ray.engine.training_rows import prepare
@@ -86,11 +86,38 @@ def told(result):
     return result.number, result.values, result.status, result.epochs.tolist(), figures
 
 
+class Metrics:
+    """Stands in for the metrics of a stage."""
+
+    images, begun = 0, 0
+
+    def done(self, items, left):
+        assert left is None
+        self.images += items
+
+    def trials(self, begun):
+        self.begun = begun
+
+
 @pytest.fixture(scope="module")
-def unbroken(labels, tmp_path_factory, ray_session):
+def metrics():
+    return Metrics()
+
+
+@pytest.fixture(scope="module")
+def unbroken(labels, tmp_path_factory, metrics, ray_session):
     """Trials of a search that nothing interrupted."""
     folder = tmp_path_factory.mktemp("unbroken")
-    return run_search(tune_config(labels, folder), folder / "work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "stage_metrics", {"tune": metrics}.get)
+        return run_search(tune_config(labels, folder), folder / "work")
+
+
+def test_epochs_of_trials_are_counted(labels, unbroken, metrics, tmp_path):
+    config = tune_config(labels, tmp_path)
+    images = material_of(config, tmp_path / "work").data.train.num_rows
+    assert metrics.images == images * sum(len(result.epochs) for result in unbroken)
+    assert metrics.begun == 3
 
 
 def test_trials_are_the_ones_drawn_and_have_figures(labels, tmp_path, unbroken):
