@@ -152,6 +152,7 @@ def _process(
     )
     # Ray Data gives up where nothing is finished for some time; by default half an hour, in which a
     # large network on a CPU may not finish one shard.
+    shards.set_name(job.name)  # on the dashboard
     patience = max(_PATIENCE_S, _SECONDS_PER_IMAGE * job.images_per_shard)
     shards.context.execution_no_progress_timeout_s = patience
     steps = _three_steps if plan.decoders else _one_step
@@ -170,7 +171,7 @@ def _process(
 def _one_step(job: ImageJob, run: OutputRun, plan: _Plan, shards: Any) -> Any:
     place = {"output": run.output, "index": index_file(run)}
     return shards.map_batches(
-        ShardWorker,
+        _called(ShardWorker, job.name.capitalize()),
         fn_constructor_kwargs={"job": job, "batch_size": plan.batch_size, **place},
         batch_size=1,
         **_on_workers(job, plan),
@@ -180,14 +181,14 @@ def _one_step(job: ImageJob, run: OutputRun, plan: _Plan, shards: Any) -> Any:
 def _three_steps(job: ImageJob, run: OutputRun, plan: _Plan, shards: Any) -> Any:
     """Decode ahead of the network and write behind it, so that it always has work."""
     decoded = shards.map_batches(
-        DecodeWorker,
+        _called(DecodeWorker, "Decode"),
         fn_constructor_kwargs={"job": job, "index": index_file(run)},
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(plan.decoders, len(plan.missing))),
         num_cpus=1,
     )
     computed = decoded.map_batches(
-        NetworkWorker,
+        _called(NetworkWorker, job.name.capitalize()),
         fn_constructor_kwargs={"job": job, "batch_size": plan.batch_size},
         batch_size=1,
         batch_format="pyarrow",
@@ -196,6 +197,11 @@ def _three_steps(job: ImageJob, run: OutputRun, plan: _Plan, shards: Any) -> Any
     return computed.map_batches(
         PartWriter(run.output).write, batch_size=1, batch_format="pyarrow", num_cpus=_WRITER_CPUS
     )
+
+
+def _called(worker: type, name: str) -> type:
+    """Return a worker under the name that Ray Data gives to its operator and actors: for people."""
+    return type(name, (worker,), {})
 
 
 def _on_workers(job: ImageJob, plan: _Plan) -> dict[str, Any]:
