@@ -34,7 +34,7 @@ def stop(process, folder):
     """End the head node and what is left of it; `ray stop` would end every Ray of this machine."""
     process.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=20)
+        process.wait(timeout=5)
     process.kill()
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -76,18 +76,26 @@ def head(environment):
 
 
 @pytest.fixture
-def submit(head, environment, tmp_path):
-    """Return a function that submits a command and waits for its end."""
-    (tmp_path / "work").mkdir()
+def job(head, environment, tmp_path):
+    """Return a function that runs `ray job <word> ...`."""
 
-    def run(*words):
-        command = [
-            *(str(BIN / "ray"), "job", "submit", "--address", head.jobs),
-            *("--working-dir", str(tmp_path / "work"), "--", "python", "-m", *words),
-        ]
+    def run(word, *words):
+        command = [str(BIN / "ray"), "job", word, "--address", head.jobs, *words]
         return subprocess.run(
             command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
         )
+
+    return run
+
+
+@pytest.fixture
+def submit(job, tmp_path):
+    """Return a function that submits a command, by default waiting for its end."""
+    (tmp_path / "work").mkdir()
+
+    def run(*words, options=()):
+        place = ("--working-dir", str(tmp_path / "work"))
+        return job("submit", *options, *place, "--", "python", "-m", *words)
 
     return run
 
@@ -148,3 +156,27 @@ def test_what_a_job_does_is_told_as_metrics(head, submit, tmp_path):
     assert 0 < found["ray_sdd_network_busy_share", "embed"] <= 1
     stored = sum(file.stat().st_size for file in folder.rglob("0*.png"))
     assert 0 < found["ray_sdd_bytes_read_total", "embed"] <= stored
+
+
+def test_a_job_that_was_stopped_goes_on_when_it_is_given_again(job, submit, tmp_path):
+    output = tmp_path / "embeddings"
+    words = ["source.synthetic.num_identities=40", "images_per_shard=8", "resources.workers=1"]
+    words = ["sdd_ray.embed", *words, f"output={output}"]
+    begun = submit(*words, options=("--no-wait", "--submission-id", "to_be_stopped"))
+    assert begun.returncode == 0, begun.stderr
+    end = time.monotonic() + 120
+    while not list(output.glob("_work/parts/*.json")):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    stopped = job("stop", "to_be_stopped")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "was stopped" in job("status", "to_be_stopped").stdout
+    before = {file.name: file.stat().st_mtime_ns for file in output.glob("part-*.parquet")}
+    assert before
+    assert (output / "_incomplete.json").exists()
+    assert not (output / "manifest.json").exists()
+    done = submit(*words)
+    assert done.returncode == 0, done.stderr
+    open_dataset(str(output), ["embed"])
+    after = {file.name: file.stat().st_mtime_ns for file in output.glob("part-*.parquet")}
+    assert before.items() < after.items()
