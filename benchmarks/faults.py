@@ -5,8 +5,8 @@
 WORK is an empty folder, or one of an earlier call, whose finished runs are not made again. Nodes
 are Ray's own processes on this machine (Linux): a head without work and three nodes of one CPU
 each. Every stage is run unbroken first; then again with one fault each, which comes when a third of
-its parts are finished (label: the first; train and tune: the first epoch; evaluate: after some
-seconds):
+its parts are finished (label: the first; train and tune: the first epoch; evaluate: the first
+draws):
 
 - a worker process is killed (SIGKILL);
 - a node is killed, the one that holds most objects: its raylet and all of its workers;
@@ -51,7 +51,6 @@ _PAUSE_S, _AWAKE_S = 0.4, 0.1
 _OURS = (b"Worker", b"ImplicitFunc", b"compare", b"assess", b"draw people")
 """Within the names that Ray gives to processes at work: actors of pools, training workers, trials,
 tasks of evaluate."""
-_EVALUATION_IS_UNDER_WAY_S = 8.0
 
 _FILL = """
 import sys, time
@@ -312,18 +311,6 @@ def is_said(text: str) -> Callable[[Path], bool]:
     return is_under_way
 
 
-def has_joined(seconds: float) -> Callable[[Path], bool]:
-    """Return whether the command has been on the cluster for some time."""
-    joined: dict[Path, float] = {}
-
-    def is_under_way(output: Path) -> bool:
-        if output not in joined and "joined a Ray cluster" in log_of(output).read_text():
-            joined[output] = time.monotonic()
-        return time.monotonic() - joined.get(output, float("inf")) > seconds
-
-    return is_under_way
-
-
 def faces(people: int, images: int = 12) -> list[str]:
     """Return the arguments for drawn faces."""
     return [
@@ -369,7 +356,7 @@ def stages(work: Path, images: int) -> list[Stage]:
         Stage(
             "evaluate",
             [f"embeddings={work}/many", norm, "fmr=[1e-3]"],
-            has_joined(_EVALUATION_IS_UNDER_WAY_S),
+            is_said("bootstrap:"),
         ),
     ]
 
