@@ -9,6 +9,7 @@ by its own protocol, so that the page has time to ask for all that it shows.
 import argparse
 import asyncio
 import base64
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -38,17 +39,23 @@ async def picture(given: argparse.Namespace) -> bytes:
             await browser.wait()
 
 
+async def tab_of(http: aiohttp.ClientSession) -> str:
+    """Return where the browser takes commands for its page."""
+    for _ in range(100):
+        with contextlib.suppress(aiohttp.ClientError):
+            async with http.get(f"http://127.0.0.1:{DEBUGGER}/json") as answer:
+                for tab in await answer.json():
+                    if tab["type"] == "page":
+                        return str(tab["webSocketDebuggerUrl"])
+        await asyncio.sleep(0.2)
+    raise SystemExit("Chromium does not answer")
+
+
 async def shot(given: argparse.Namespace) -> bytes:
     """Drive the browser that was started."""
     async with aiohttp.ClientSession() as http:
-        for _ in range(100):
-            try:
-                async with http.get(f"http://127.0.0.1:{DEBUGGER}/json") as answer:
-                    tabs = [tab for tab in await answer.json() if tab["type"] == "page"]
-                break
-            except aiohttp.ClientError:
-                await asyncio.sleep(0.2)
-        async with http.ws_connect(tabs[0]["webSocketDebuggerUrl"], max_msg_size=0) as line:
+        place = await tab_of(http)
+        async with http.ws_connect(place, max_msg_size=0) as line:
 
             async def do(method: str, **arguments: Any) -> dict[str, Any]:
                 await line.send_json({"id": 1, "method": method, "params": arguments})

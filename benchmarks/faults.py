@@ -24,52 +24,18 @@ import argparse
 import contextlib
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.cluster_utils import Cluster
+from breaking import FAULTS, Broken, cluster, kill_driver, kill_head
 
 from sdd_ray.store.dataset import open_dataset
-
-_SOON = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 1000,
-    "health_check_timeout_ms": 1000,
-    "health_check_failure_threshold": 3,
-}
-_STORE = 200 * 2**20
-_NODES = 3
-_CUT_OFF_S = 60.0
-_PAUSE_S, _AWAKE_S = 0.4, 0.1
-_OURS = (b"Worker", b"ImplicitFunc", b"compare", b"assess", b"draw people")
-"""Within the names that Ray gives to processes at work: actors of pools, training workers, trials,
-tasks of evaluate."""
-
-_FILL = """
-import sys, time
-import numpy as np, ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
-
-ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
-
-@ray.remote(num_cpus=0)
-def made():
-    return np.ones(20 * 2**20, np.uint8)
-
-nodes = [n["NodeID"] for n in ray.nodes() if n["Resources"].get("CPU")]
-tasks = [made.options(scheduling_strategy=On(n, False)).remote() for n in nodes for _ in range(15)]
-ray.wait(tasks, num_returns=len(tasks), fetch_local=False)
-print("full", flush=True)
-time.sleep(3600)
-"""
-"""Three hundred MiB on each node, of whose store two hundred are memory: the rest is spilled."""
 
 
 @dataclass
@@ -91,29 +57,6 @@ class Stage:
     makes: str = ""
 
 
-@dataclass
-class Broken:
-    """A command that runs on a cluster, what disturbs it, and how that is ended."""
-
-    cluster: Cluster
-    process: subprocess.Popen
-    after: contextlib.ExitStack
-
-
-@contextlib.contextmanager
-def cluster() -> Iterator[Cluster]:
-    """Three nodes of one CPU, and a head that notices within seconds that one is gone."""
-    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": _SOON}
-    found = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": _STORE})
-    try:
-        for _ in range(_NODES):
-            found.add_node(num_cpus=1, object_store_memory=_STORE)
-        found.wait_for_nodes()
-        yield found
-    finally:
-        found.shutdown()
-
-
 def start(stage: Stage, output: Path, address: str) -> subprocess.Popen:
     """Start the command on the cluster."""
     words = [*stage.words, f"output={output}", f"ray.address={address}"]
@@ -130,146 +73,13 @@ def log_of(output: Path) -> Path:
     return Path(f"{output}.log")
 
 
-def raylet_of(node) -> int:  # noqa: ANN001 - Ray's
-    """Return the process of a node under which its workers are."""
-    [info] = node.all_processes["raylet"]
-    return int(info.process.pid)
-
-
-def below(parent: int) -> list[int]:
-    """Return all processes below one, from Linux' /proc."""
-    parents = {}
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (place / "stat").read_text().rpartition(")")[2].split()
-            parents[int(place.name)] = int(words[1])
-    found, known = [], {parent}
-    for _ in parents:
-        more = [pid for pid, above in parents.items() if above in known and pid not in known]
-        if not more:
-            break
-        found += more
-        known |= set(more)
-    return found
-
-
-def actors_of(node) -> list[int]:  # noqa: ANN001
-    """Return the processes of a node that do work of ours."""
-    found = []
-    for pid in below(raylet_of(node)):
-        with contextlib.suppress(OSError):
-            title = (Path("/proc") / str(pid) / "cmdline").read_bytes()
-            if title.startswith(b"ray::") and any(name in title for name in _OURS):
-                found.append(pid)
-    return found
-
-
-def fullest(found: Cluster):  # noqa: ANN201
-    """Return the node whose object store holds most bytes: shared memory of its raylet."""
-
-    def held(node) -> int:  # noqa: ANN001
-        status = Path(f"/proc/{raylet_of(node)}/status").read_text()
-        return int(status.partition("RssShmem:")[2].split()[0])
-
-    return max(found.worker_nodes, key=held)
-
-
-def kill_worker(broken: Broken) -> None:
-    """Kill one process that does the stage's work."""
-    for node in sorted(broken.cluster.worker_nodes, key=lambda n: n.node_id):
-        if actors := actors_of(node):
-            os.kill(actors[0], signal.SIGKILL)
-            return
-    raise RuntimeError("no worker is at work")
-
-
-def kill_node(broken: Broken) -> None:
-    """Kill the node that holds most objects, with its workers."""
-    broken.cluster.remove_node(fullest(broken.cluster), allow_graceful=False)
-
-
-def family(broken: Broken) -> list[int]:
-    """Return the processes of the first node."""
-    raylet = raylet_of(sorted(broken.cluster.worker_nodes, key=lambda n: n.node_id)[0])
-    return [raylet, *below(raylet)]
-
-
-def send(pids: list[int], sent: signal.Signals) -> None:
-    """Send a signal to those processes that are left."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, sent)
-
-
-def cut_off(broken: Broken) -> None:
-    """Let all processes of a node stand still for a minute."""
-    still = family(broken)
-    send(still, signal.SIGSTOP)
-    timer = threading.Timer(_CUT_OFF_S, send, (still, signal.SIGCONT))
-    timer.start()
-    broken.after.callback(timer.cancel)
-    broken.after.callback(send, still, signal.SIGCONT)
-
-
-def slow_down(broken: Broken) -> None:
-    """Let all processes of a node stand still for four fifths of the time, until the end."""
-    over = threading.Event()
-
-    def pause() -> None:
-        while not over.wait(_AWAKE_S):
-            still = family(broken)
-            send(still, signal.SIGSTOP)
-            over.wait(_PAUSE_S)
-            send(still, signal.SIGCONT)
-
-    thread = threading.Thread(target=pause)
-    thread.start()
-    broken.after.callback(thread.join)
-    broken.after.callback(over.set)
-
-
-def fill_stores(broken: Broken) -> None:
-    """Put more objects on every node than its store has memory for; they stay until the end."""
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    filler = subprocess.Popen(
-        [sys.executable, "-c", _FILL, broken.cluster.address],
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    broken.after.callback(filler.kill)
-    if "full\n" not in iter(filler.stdout or []):  # reads to that line, not further
-        raise RuntimeError("the object stores could not be filled")
-
-
-def kill_driver(broken: Broken) -> None:
-    """Kill the command itself."""
-    broken.process.send_signal(signal.SIGKILL)
-
-
-def kill_head(broken: Broken) -> None:
-    """Kill the head: its raylet, its record of the cluster, everything."""
-    broken.cluster.remove_node(broken.cluster.head_node, allow_graceful=False)
-
-
-FAULTS = {
-    "none": None,
-    "a worker process is killed": kill_worker,
-    "the node with most objects is killed": kill_node,
-    "a node is cut off for a minute": cut_off,
-    "a node is five times slower": slow_down,
-    "object stores are filled until they spill": fill_stores,
-    "the driver is killed, the command given again": kill_driver,
-    "the head is killed, the command given again": kill_head,
-}
-
-
 def run(stage: Stage, output: Path, fault: Callable[[Broken], None] | None) -> float:
     """Run a stage on a cluster of its own and break it; return its seconds."""
     with cluster() as found:
         began = time.monotonic()
         process = start(stage, output, found.address)
         with contextlib.ExitStack() as after:
+            after.callback(process.kill)
             if fault is not None:
                 while not stage.is_under_way(output):
                     if process.poll() is not None:
@@ -356,9 +166,23 @@ def stages(work: Path, images: int) -> list[Stage]:
         Stage(
             "evaluate",
             [f"embeddings={work}/many", norm, "fmr=[1e-3]"],
-            is_said("bootstrap:"),
+            is_at_work(b"draw people"),
         ),
     ]
+
+
+def is_at_work(name: bytes) -> Callable[[Path], bool]:
+    """Return whether a task or actor of a name runs on this machine."""
+
+    def is_under_way(output: Path) -> bool:
+        del output
+        for place in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (place / "cmdline").read_bytes().startswith(b"ray::" + name):
+                    return True
+        return False
+
+    return is_under_way
 
 
 def has_epochs(output: Path) -> bool:
@@ -390,11 +214,32 @@ def measured(stage: Stage, output: Path, fault: Callable[[Broken], None] | None)
     """Return digest, rows and seconds of a run, which is made unless it was before."""
     record = Path(f"{output}.json")
     if not record.exists():
+        # Of a call that was interrupted or failed: it would seem to be under way before it began.
+        shutil.rmtree(output, ignore_errors=True)
+        log_of(output).unlink(missing_ok=True)
         seconds = run(stage, output, fault)
         made = open_dataset(str(output / stage.result), [stage.makes or stage.name])
         rows = made.manifest["counts"]["rows_out"]
         record.write_text(json.dumps({"digest": made.digest, "rows": rows, "seconds": seconds}))
     return dict(json.loads(record.read_text()))
+
+
+def show(stage: Stage, given: argparse.Namespace) -> None:
+    """Print the rows of a stage; of none that nothing can be compared with."""
+    unbroken = measured(stage, given.work / f"{stage.name}_0", None)
+    for number, (name, fault) in enumerate(FAULTS.items()):
+        if fault and given.faults and not name.startswith(tuple(given.faults)):
+            continue
+        try:
+            found = measured(stage, given.work / f"{stage.name}_{number}", fault)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            print(f"| {stage.name} | {name} | FAILED: {error} | | | |", flush=True)
+            continue
+        same = "equal" if found["digest"] == unbroken["digest"] else "OTHER"
+        more = "" if fault is None else f"{found['seconds'] - unbroken['seconds']:.0f}"
+        missing = unbroken["rows"] - found["rows"]
+        cells = (stage.name, name, same, missing, f"{found['seconds']:.0f}", more)
+        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def main() -> None:
@@ -411,23 +256,8 @@ def main() -> None:
     print("| stage | fault | digest | rows missing | s | more than unbroken, s |")
     print("|---|---|---|---|---|---|", flush=True)
     for stage in stages(given.work, given.images):
-        if given.stages and stage.name not in given.stages:
-            continue
-        unbroken: dict[str, Any] = {}
-        for number, (name, fault) in enumerate(FAULTS.items()):
-            if fault and given.faults and not name.startswith(tuple(given.faults)):
-                continue
-            try:
-                found = measured(stage, given.work / f"{stage.name}_{number}", fault)
-            except (RuntimeError, subprocess.TimeoutExpired) as error:
-                print(f"| {stage.name} | {name} | FAILED: {error} | | | |", flush=True)
-                continue
-            unbroken = unbroken or found
-            same = "equal" if found["digest"] == unbroken["digest"] else "OTHER"
-            more = "" if fault is None else f"{found['seconds'] - unbroken['seconds']:.0f}"
-            missing = unbroken["rows"] - found["rows"]
-            cells = (stage.name, name, same, missing, f"{found['seconds']:.0f}", more)
-            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+        if not given.stages or stage.name in given.stages:
+            show(stage, given)
 
 
 if __name__ == "__main__":

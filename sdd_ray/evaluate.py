@@ -20,6 +20,7 @@ def run(config: EvaluateConfig) -> None:
     from sdd_ray.engine.evaluation_report import REPORT
     from sdd_ray.engine.evaluation_tables import read_groups
     from sdd_ray.engine.listed import compare
+    from sdd_ray.engine.room import pool_size
     from sdd_ray.engine.session import session
     from sdd_ray.store.dataset import open_dataset
     from sdd_ray.store.location import output_location
@@ -36,6 +37,7 @@ def run(config: EvaluateConfig) -> None:
     output = OutputRun(output_location(config.output), "evaluate", config, inputs)
     if not output.is_complete:
         with session(config.ray):
+            pool_size(None, cpus=1.0, gpus=0.0)  # for tasks, which would wait for ever without any
             evaluations: list[Evaluation] = []
             groups = None
             for name, dataset in datasets.items():

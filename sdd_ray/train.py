@@ -16,7 +16,7 @@ def run(config: TrainConfig) -> None:
         SddError: An input, the output or the cluster is not as it should be, or training failed.
     """
     from sdd_ray.engine.session import session
-    from sdd_ray.engine.training import plan_fit, train_network
+    from sdd_ray.engine.training import check_resources, plan_fit, train_network
     from sdd_ray.engine.training_output import EVENTS_NAME, publish
     from sdd_ray.engine.training_rows import prepare
     from sdd_ray.engine.validation_comparisons import check_comparisons
@@ -37,6 +37,7 @@ def run(config: TrainConfig) -> None:
         check_comparisons(config, labels)
         with session(config.ray):
             try:
+                check_resources(config)
                 data = prepare(config, labels, output.work)
                 sys.stderr.write(f"train: {data.summary}\n")
                 plan = plan_fit(config, labels, data, "train")

@@ -31,6 +31,7 @@ from sdd_ray.engine.auditing import (
     survey,
 )
 from sdd_ray.engine.label_plan import LabelPlan
+from sdd_ray.engine.room import pool_size
 from sdd_ray.settings import AuditConfig
 from sdd_ray.store.dataset import Dataset, open_dataset
 from sdd_ray.store.location import Location
@@ -78,6 +79,8 @@ def run_audit_job(
         TooManyRejectsError: More rows than allowed had to be set aside.
         ResourceError: The cluster has no room for the workers.
     """
+    # First of all: without any CPU the tasks that load would wait for ever.
+    pool_size(config.resources.workers, config.resources.cpus_per_worker, 0.0)
     audited = load(config, dataset, plan, work)
     check_sample(config, audited)
     with pool_of(config, audited.blocks) as pool:

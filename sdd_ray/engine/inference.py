@@ -150,9 +150,9 @@ def _process(
     shards = ray.data.from_items(
         [{"shard": shard} for shard in plan.missing], override_num_blocks=len(plan.missing)
     )
+    shards.set_name(job.name)  # on the dashboard
     # Ray Data gives up where nothing is finished for some time; by default half an hour, in which a
     # large network on a CPU may not finish one shard.
-    shards.set_name(job.name)  # on the dashboard
     patience = max(_PATIENCE_S, _SECONDS_PER_IMAGE * job.images_per_shard)
     shards.context.execution_no_progress_timeout_s = patience
     steps = _three_steps if plan.decoders else _one_step

@@ -54,11 +54,19 @@ def pool_size(wanted: int | None, cpus: float, gpus: float, spare_cpus: float = 
         asked = " and ".join(f"{need * max(least, 1):g} {name}" for name, need in needs.items())
         cluster = {"CPU": available("CPU") - spare_cpus, "GPU": available("GPU")}
         has = " and ".join(f"{cluster[name]:g} {name}" for name in needs)
+        waited = f" after {_patience.get():g} s" if _patience.get() > 0 else ""
+        grows = "" if waited else ", or set ray.wait_for_nodes_s where it grows"
         raise ResourceError(
-            f"{max(least, 1)} worker(s) need {asked}, the cluster has {has} to spare;"
-            " lower resources.*, start a larger cluster, or set ray.wait_for_nodes_s where it grows"
+            f"{max(least, 1)} worker(s) need {asked}, the cluster has {has} to spare{waited};"
+            f" lower resources.*, or start a larger cluster{grows}"
         )
     return fits if wanted is None else wanted
+
+
+def _pieces(cpus: float) -> list[dict[str, float]]:
+    """Return CPUs as demands of one at most: as one demand they would have to lie on one node."""
+    whole, rest = divmod(cpus, 1.0)
+    return [{"CPU": 1.0}] * int(whole) + ([{"CPU": rest}] if rest > 0 else [])
 
 
 def _fitting(needs: dict[str, float], spare_cpus: float) -> int:
@@ -80,10 +88,7 @@ def _wait_for_nodes(needs: dict[str, float], count: int, spare_cpus: float) -> N
     back.
     """
     began = told = time.monotonic()
-    bundles = [dict(needs) for _ in range(count)]
-    if spare_cpus > 0:
-        bundles.append({"CPU": spare_cpus})
-    demand = placement_group(bundles)
+    demand = placement_group([*(dict(needs) for _ in range(count)), *_pieces(spare_cpus)])
     try:
         while (spent := time.monotonic() - began) < _patience.get():
             if demand.wait(timeout_seconds=1) or _fitting(needs, spare_cpus) >= count:

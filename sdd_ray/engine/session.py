@@ -30,7 +30,8 @@ def session(config: RayConfig) -> Iterator[None]:
         SddError: Ray failed while the session was used.
     """
     if ray.is_initialized():
-        yield
+        with patience(config.wait_for_nodes_s):
+            yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # the dashboard's page of Train

@@ -120,23 +120,23 @@ def train_network(
         events: Folder for TensorBoard's files.
 
     Raises:
-        ResourceError: The cluster has no room for the workers.
         SddError: Training failed; the message says why.
     """
     config = plan.config
-    check_resources(config)
     finished = _finished(plan, work)
     if finished is not None:
         return finished
     images = image_datasets(config, data)
     metrics = stage_metrics("train")
+    if metrics is not None:
+        metrics.done(0, config.optimiser.epochs * plan.num_train)
     with EventFile(events) as file:
 
         def write(figures: dict[str, float]) -> None:
-            file.add(int(figures["epoch"]), figures)
             if metrics is not None:
                 left = config.optimiser.epochs - int(figures["epoch"])
                 metrics.done(plan.num_train, left * plan.num_train)
+            file.add(int(figures["epoch"]), figures)
 
         with board(write) as notes:
             tell = Teller(notes, "train: ")

@@ -32,6 +32,15 @@ class TrialFolder:
         """Return the folder of a trial of the search that keeps its files in `work`."""
         return cls(work / "trials" / f"{number:04d}")
 
+    @classmethod
+    def begun(cls, work: Location) -> set[int]:
+        """Return the numbers of the trials of a search that have ended an epoch."""
+        place = work / "trials"
+        if not place.exists():
+            return set()
+        numbers = [int(entry.name) for entry in place.entries() if entry.is_folder]
+        return {number for number in numbers if cls.of(work, number).journal()}
+
     def journal(self) -> list[dict[str, Any]]:
         """Return what was noted of each epoch, in order: `epoch` from 1, figures and more."""
         file = self.place / _JOURNAL

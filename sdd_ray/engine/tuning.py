@@ -83,10 +83,10 @@ def search(config: TuneConfig, material: Material, work: Location) -> list[Trial
         KeyboardInterrupt: The search was interrupted; run again, it goes on.
     """
     images = image_datasets(config.train, material.data)
-    metrics, begun = stage_metrics("tune"), set[float]()
+    metrics, begun = stage_metrics("tune"), TrialFolder.begun(work)
 
     def count(figures: dict[str, float]) -> None:
-        begun.add(figures["trial"])
+        begun.add(int(figures["trial"]))
         if metrics is not None:
             metrics.done(material.plan.num_train, None)
             metrics.trials(len(begun))

@@ -63,5 +63,7 @@ class PlanConfig:
         given = [rate.stage for rate in self.rates]
         if not given and not self.measured:
             raise ValueError("expected measured runs or rates, got none of either")
+        if "train" in given and self.epochs is None:
+            raise ValueError("rates: of train needs epochs, which no measured run tells")
         if len(set(given)) < len(given):
             raise ValueError(f"rates: expected each stage once, got {', '.join(given)}")

@@ -171,12 +171,13 @@ def test_a_job_that_was_stopped_goes_on_when_it_is_given_again(job, submit, tmp_
     stopped = job("stop", "to_be_stopped")
     assert stopped.returncode == 0, stopped.stderr
     assert "was stopped" in job("status", "to_be_stopped").stdout
-    before = {file.name: file.stat().st_mtime_ns for file in output.glob("part-*.parquet")}
+    finished = [file.stem for file in output.glob("_work/parts/*.json")]
+    before = {name: (output / f"{name}.parquet").stat().st_mtime_ns for name in finished}
     assert before
     assert (output / "_incomplete.json").exists()
     assert not (output / "manifest.json").exists()
     done = submit(*words)
     assert done.returncode == 0, done.stderr
     open_dataset(str(output), ["embed"])
-    after = {file.name: file.stat().st_mtime_ns for file in output.glob("part-*.parquet")}
+    after = {file.stem: file.stat().st_mtime_ns for file in output.glob("part-*.parquet")}
     assert before.items() < after.items()

@@ -125,5 +125,8 @@ def test_nothing_to_plan_from(do_plan):
     status, _, err = do_plan("images=5")
     assert status == 2
     assert "expected measured runs or rates, got none of either" in err
+    rates = "rates=[{stage: train, images_per_s: 1}]"
+    assert "of train needs epochs" in do_plan("images=5", rates)[2]
+    assert do_plan("images=5", rates, "epochs=2")[0] == 0
     twice = "[{stage: embed, images_per_s: 1}, {stage: embed, images_per_s: 2}]"
     assert "expected each stage once" in do_plan("images=5", f"rates={twice}")[2]

@@ -208,8 +208,8 @@ def demand(use, monkeypatch):
 
 def test_nodes_are_waited_for(demand, capsys):
     with patience(60.0):
-        assert pool_size(3, cpus=2.0, gpus=0.0, spare_cpus=1.0) == 3
-    assert demand.bundles == [{"CPU": 2.0}] * 3 + [{"CPU": 1.0}]
+        assert pool_size(3, cpus=2.0, gpus=0.0, spare_cpus=2.0) == 3
+    assert demand.bundles == [{"CPU": 2.0}] * 3 + [{"CPU": 1.0}] * 2
     assert demand.removed
     [line] = capsys.readouterr().err.splitlines()
     assert line == "waiting for nodes: room for 0 of 3 worker(s), 0 of 60 s"
@@ -221,9 +221,16 @@ def test_without_a_number_one_worker_is_waited_for_and_all_that_fit_are_taken(de
     assert demand.bundles == [{"CPU": 2.0}]
 
 
+def test_cpus_to_spare_may_lie_on_several_nodes(demand):
+    demand.recorder.resources = {"CPU": 0.0}
+    with patience(60.0):
+        assert pool_size(None, cpus=2.0, gpus=0.0, spare_cpus=2.25) == 2
+    assert demand.bundles == [{"CPU": 2.0}, {"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 0.25}]
+
+
 def test_patience_ends(demand):
     demand.looks = 10**9
-    message = r"3 worker\(s\) need 6 CPU, the cluster has 0 CPU to spare"
+    message = r"3 worker\(s\) need 6 CPU, the cluster has 0 CPU to spare after 0.01 s; lower"
     with patience(0.01), pytest.raises(ResourceError, match=message):
         pool_size(3, cpus=2.0, gpus=0.0)
     assert demand.removed

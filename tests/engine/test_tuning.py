@@ -120,6 +120,15 @@ def test_epochs_of_trials_are_counted(labels, unbroken, metrics, tmp_path):
     assert metrics.begun == 3
 
 
+def test_trials_of_before_count_as_begun(tmp_path):
+    work = Location(str(tmp_path))
+    assert TrialFolder.begun(work) == set()
+    for number in (0, 3):
+        TrialFolder.of(work, number).note({"epoch": 1})
+    (work / "trials" / "0004" / "epoch_0001" / "half").write_bytes(b"")
+    assert TrialFolder.begun(work) == {0, 3}
+
+
 def test_trials_are_the_ones_drawn_and_have_figures(labels, tmp_path, unbroken):
     config = tune_config(labels, tmp_path)
     assert [result.number for result in unbroken] == [0, 1, 2]
