@@ -1,24 +1,20 @@
 """A cluster that grows with the work and shrinks after it: Ray's autoscaler, pretended machines."""
 
-import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import pytest
 from embedding_sets import clean
 from made_datasets import Rows, write_embeddings
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
-from ray_heads import free_ports, stop
+from ray_heads import BIN, head_node
 
 from sdd_ray.store.dataset import open_dataset
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-BIN = Path(sys.executable).parent
 NODES = (
     "import sys, ray; ray.init(address=sys.argv[1], logging_level='ERROR', log_to_driver=False);"
     "print(sum(n['Alive'] and n['Resources'].get('CPU', 0) > 0 for n in ray.nodes()))"
@@ -34,22 +30,19 @@ def environment():
     return {**kept, **own, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 
 
-@pytest.fixture(scope="module")
-def address(environment):
-    """A head without work whose autoscaler may start two workers of one CPU."""
-    folder = Path(tempfile.mkdtemp(prefix="ray"))  # Sockets below it need a short path.
-    port, client, agent, agent_grpc, metrics = free_ports(5)
-    gcs = f"127.0.0.1:{port}"
-    types = {
-        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-        "worker": {
-            "resources": {"CPU": 1, "object_store_memory": 100 * 2**20},
-            "node_config": {},
-            "min_workers": 0,
-            "max_workers": 2,
-        },
-    }
-    config = {
+def scaling(gcs):
+    """Return the configuration of an autoscaler that may start two workers of one CPU."""
+    worker = {"resources": {"CPU": 1, "object_store_memory": 100 * 2**20}, "node_config": {}}
+    head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    # What the fake provider's defaults would give; its file of them is not in Ray's wheel.
+    defaults = {key: {} for key in ("file_mounts", "auth", "docker")}
+    defaults |= {f"{kind}setup_commands": [] for kind in ("", "head_", "worker_")}
+    defaults |= {f"{kind}_start_ray_commands": [] for kind in ("head", "worker")}
+    return {
+        **defaults,
+        "initialization_commands": [],
+        "cluster_synced_files": [],
+        "upscaling_speed": 1.0,
         "cluster_name": "pretended",
         "max_workers": 2,
         "idle_timeout_minutes": 0.05,
@@ -60,36 +53,20 @@ def address(environment):
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
         },
-        "available_node_types": types,
+        "available_node_types": {
+            "ray.head.default": head,
+            "worker": {**worker, "min_workers": 0, "max_workers": 2},
+        },
         "head_node_type": "ray.head.default",
     }
-    # What the fake provider's defaults would give; its file of them is not in Ray's wheel.
-    config |= {key: {} for key in ("file_mounts", "auth", "docker")} | {"upscaling_speed": 1.0}
-    config |= {f"{kind}setup_commands": [] for kind in ("", "head_", "worker_")}
-    config |= {f"{kind}_start_ray_commands": [] for kind in ("head", "worker")}
-    config |= {"initialization_commands": [], "cluster_synced_files": []}
-    (folder / "config.json").write_text(json.dumps(config))
-    command = [
-        *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=0"),
-        *(f"--object-store-memory={100 * 2**20}", f"--temp-dir={folder}", f"--port={port}"),
-        *("--node-ip-address=127.0.0.1", f"--ray-client-server-port={client}"),
-        *("--include-dashboard=false", f"--metrics-export-port={metrics}"),
-        *(f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"),
-        f"--autoscaling-config={folder / 'config.json'}",
-    ]
-    with (folder / "head.log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        end = time.monotonic() + 60
-        while "Ray runtime started" not in (folder / "head.log").read_text():
-            assert process.poll() is None, (folder / "head.log").read_text()
-            assert time.monotonic() < end, (folder / "head.log").read_text()
-            time.sleep(0.2)
-        yield gcs
-    finally:
-        stop(process, folder)
+
+
+@pytest.fixture(scope="module")
+def address(environment):
+    """Where a head without work answers that may start two workers."""
+    words = ("--num-cpus=0", f"--object-store-memory={100 * 2**20}", "--include-dashboard=false")
+    with head_node(environment, *words, scaling=scaling) as found:
+        yield found.gcs
 
 
 @pytest.fixture

@@ -5,33 +5,20 @@ import os
 import re
 import secrets
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from drawn_faces import write_faces
 from embedding_sets import clean
 from made_datasets import Rows, write_embeddings
-from ray_heads import free_ports, stop, wait_for_jobs
+from ray_heads import BIN, head_node
 
 from sdd_ray.store.dataset import open_dataset
 
 pytestmark = pytest.mark.cluster
-
-BIN = Path(sys.executable).parent
-
-
-class Head(NamedTuple):
-    """Where a head node answers."""
-
-    jobs: str
-    metrics: str
 
 
 @pytest.fixture(scope="module")
@@ -47,32 +34,21 @@ def environment():
 
 @pytest.fixture(scope="module")
 def head(environment):
-    """Address of the job server of a head node with two logical CPUs; it ends with the tests."""
-    folder = Path(tempfile.mkdtemp(prefix="ray"))  # Sockets below it need a short path.
-    port, dashboard, client, agent, agent_grpc, metrics = free_ports(6)
-    command = [
-        *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
-        *("--num-cpus=2", f"--object-store-memory={300 * 2**20}", f"--temp-dir={folder}"),
-        *("--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client}"),
-        *(
-            "--include-dashboard=true",
-            "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={dashboard}",
-        ),
-        f"--metrics-export-port={metrics}",
-        *(f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"),
-    ]
-    with (folder / "head.log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    address = f"http://127.0.0.1:{dashboard}"
-    try:
-        token = environment["RAY_AUTH_TOKEN"]
-        wait_for_jobs(f"{address}/api/jobs/", token, process, folder / "head.log")
-        yield Head(address, f"http://127.0.0.1:{metrics}/metrics")
-    finally:
-        stop(process, folder)
+    """A head node with two logical CPUs and a job server; it ends with the tests."""
+    store = f"--object-store-memory={300 * 2**20}"
+    with head_node(environment, "--num-cpus=2", store, "--include-dashboard=true") as found:
+        wait_for_jobs(f"{found.jobs}/api/jobs/", environment["RAY_AUTH_TOKEN"])
+        yield found
+
+
+def wait_for_jobs(url, token, seconds=90):
+    end = time.monotonic() + seconds
+    asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310
+    while True:
+        with contextlib.suppress(OSError), urllib.request.urlopen(asked, timeout=5):  # noqa: S310
+            return
+        assert time.monotonic() < end
+        time.sleep(0.3)
 
 
 @pytest.fixture
