@@ -24,6 +24,7 @@ from sdd_ray.core.templates import template_qualities
 from sdd_ray.engine.evaluating import ComparedSet
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.qualities import Qualities, read_qualities
+from sdd_ray.engine.tasks import on_fetched
 from sdd_ray.errors import InputError
 from sdd_ray.report.curves import CurveKind
 from sdd_ray.settings import EvaluateConfig, MethodConfig
@@ -177,8 +178,8 @@ def _assessments(
     sides: Any, work: Sequence[Sequence[Floats]], protocol: Protocol
 ) -> list[tuple[list[Assessment], ...]]:
     """Return the assessments of each method's repeats, each at all false match rates."""
-    task: Any = ray.remote(_assess).options(num_cpus=1, name="assess")
-    refs = [[task.remote(sides, qualities, protocol) for qualities in repeats] for repeats in work]
+    task: Any = ray.remote(on_fetched).options(num_cpus=1, name="assess")
+    refs = [[task.remote(_assess, [sides], q, protocol) for q in repeats] for repeats in work]
     progress = Progress("evaluate", len(work), unit="methods")
     found = []
     for repeats in refs:
@@ -214,14 +215,15 @@ def _draws(
     draws = config.bootstrap.draws
     if draws == 0:
         return [None] * len(given)
-    task: Any = ray.remote(_some_draws).options(num_cpus=1, name="draw people")
+    task: Any = ray.remote(on_fetched).options(num_cpus=1, name="draw people")
     named = {m.name: qualities for m, qualities in zip(config.methods, given, strict=True)}
-    rest = (ray.put(compared.codes), ray.put(named), protocol, config.bootstrap.seed)
+    held = [sides, ray.put(compared.codes), ray.put(named)]
+    rest = (protocol, config.bootstrap.seed)
     parts = [
         range(start, min(start + _DRAWS_PER_TASK, draws))
         for start in range(0, draws, _DRAWS_PER_TASK)
     ]
-    refs = [task.remote(sides, *rest, part) for part in parts]
+    refs = [task.remote(_some_draws, held, *rest, part) for part in parts]
     progress = Progress("bootstrap", draws, unit="draws")
     found: list[list[DrawnFigures]] = []
     for ref, part in zip(refs, parts, strict=True):

@@ -1,6 +1,6 @@
 """Compare the images of a set with each other on Ray."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from sdd_ray.core.discarding import TopNonmated
 from sdd_ray.core.ranked_sides import ComparedSides
 from sdd_ray.core.similarity import check_embeddings, normalise
 from sdd_ray.engine.progress import Progress
+from sdd_ray.engine.tasks import on_fetched
 from sdd_ray.errors import InputError
 from sdd_ray.settings import ComparisonsConfig
 from sdd_ray.store.dataset import Dataset, embedding_matrix, read_parquet
@@ -198,19 +199,19 @@ def _unit(embeddings: NDArray[np.float32], uri: str) -> NDArray[np.float32]:
 def _tiles(
     unit: NDArray[np.float32], codes: NDArray[np.int64]
 ) -> list[tuple[ComparedPairs, ComparedPairs]]:
-    data = (ray.put(unit), ray.put(codes))
-    return _by_rows("compare", compare_tile, len(unit), lambda rows: (*data, rows, 1.0, 0))
+    held = [ray.put(unit), ray.put(codes)]
+    return _by_rows("compare", compare_tile, held, len(unit), (1.0, 0))
 
 
 def _compared(
     unit: NDArray[np.float32], first: NDArray[np.int32], second: NDArray[np.int32]
 ) -> ComparedPairs:
     """Return the comparisons of pairs of images."""
-    task: Any = ray.remote(similarities_between).options(num_cpus=1, name="compare pairs")
-    data = ray.put(unit)
+    task: Any = ray.remote(on_fetched).options(num_cpus=1, name="compare pairs")
+    held = [ray.put(unit)]
     starts = range(0, len(first), _PAIRS_PER_TASK)
     parts = [slice(start, start + _PAIRS_PER_TASK) for start in starts]
-    refs = [task.remote(data, first[part], second[part]) for part in parts]
+    refs = [task.remote(similarities_between, held, first[part], second[part]) for part in parts]
     progress = Progress("compare", len(first), unit="comparisons")
     found = []
     for ref in refs:
@@ -237,20 +238,21 @@ def _largest(
             " (comparisons.max_nonmated)"
         )
     cutoff = float(np.quantile(sample.similarities, 1 - _SPARE * fmr))
-    data = (ray.put(unit), ray.put(codes))
-    tiles = _by_rows("compare", largest_of_tile, len(unit), lambda rows: (*data, rows, cutoff))
+    held = [ray.put(unit), ray.put(codes)]
+    tiles = _by_rows("compare", largest_of_tile, held, len(unit), (cutoff,))
     pairs = _joined(tiles)
     order = np.argsort(-pairs.similarities, kind="stable")
     return TopNonmated(total, pairs.first[order], pairs.second[order], pairs.similarities[order])
 
 
 def _by_rows(
-    name: str, function: Any, images: int, arguments: Callable[[tuple[int, int]], tuple[Any, ...]]
+    name: str, function: Any, held: list[Any], images: int, rest: tuple[Any, ...]
 ) -> list[Any]:
-    """Return what a function makes of the rows of each tile, computed by Ray tasks."""
-    task: Any = ray.remote(function).options(num_cpus=1, name=name)
+    """Return what a function of held objects, first and last row makes of each tile, by tasks."""
+    task: Any = ray.remote(on_fetched).options(num_cpus=1, name=name)
     starts = range(0, images, _ROWS_PER_TILE)
-    refs = [task.remote(*arguments((s, min(s + _ROWS_PER_TILE, images)))) for s in starts]
+    tiles_of = [(start, min(start + _ROWS_PER_TILE, images)) for start in starts]
+    refs = [task.remote(function, held, rows, *rest) for rows in tiles_of]
     progress = Progress(name, images)
     tiles = []
     for ref, start in zip(refs, starts, strict=True):

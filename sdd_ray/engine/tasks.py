@@ -130,6 +130,22 @@ class _Pool:
                 yield ray.get(done)
 
 
+def on_fetched(function: Callable[..., Any], held: list[Any], *rest: Any) -> Any:
+    """Return what a function makes of large objects, which the task that runs this fetches itself.
+
+    As arguments they would be held in the store of the task's node from before it starts, and Ray
+    2.60 never lets go of those of a task whose driver was killed. Arguments may fill 70 % of a
+    store: where two are larger than that, no task that has such ones starts there again, of any
+    job, and nothing says so.
+
+    Args:
+        function: Takes the objects first.
+        held: References, in a list so that Ray does not take them for arguments.
+        rest: Small arguments.
+    """
+    return function(*ray.get(held), *rest)
+
+
 def run_tasks(
     calls: Iterable[tuple[Any, Any]], most: int | None = None
 ) -> Iterator[tuple[Any, Any]]:

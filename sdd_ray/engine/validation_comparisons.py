@@ -24,7 +24,7 @@ from sdd_ray.core.edc import Comparisons, fnm_edc, pair_qualities
 from sdd_ray.core.edc_areas import normalised_pauc
 from sdd_ray.core.error_rates import is_false_non_match, threshold_at_fmr
 from sdd_ray.core.similarity import usable_rows
-from sdd_ray.engine.tasks import run_tasks
+from sdd_ray.engine.tasks import on_fetched, run_tasks
 from sdd_ray.engine.training_labels import image_keys
 from sdd_ray.engine.training_rows import Rows
 from sdd_ray.errors import InputError, SddError
@@ -250,13 +250,11 @@ def _compare(
 ) -> tuple[ComparedPairs, NDArray[np.float32]]:
     """Return all mated comparisons, and the similarities of a sample of the nonmated ones."""
     share = min(1.0, _MOST_NONMATED / max(1, count_nonmated(codes)))
-    task: Any = ray.remote(_tile).options(name="compare", max_retries=3)
-    data = (ray.put(unit), ray.put(codes))
+    task: Any = ray.remote(on_fetched).options(name="compare", max_retries=3)
+    held = [ray.put(unit), ray.put(codes)]
     starts = range(0, len(unit), _ROWS_PER_TILE)
-    calls = (
-        (task.remote(*data, (start, min(start + _ROWS_PER_TILE, len(unit))), share), None)
-        for start in starts
-    )
+    tiles = ((start, min(start + _ROWS_PER_TILE, len(unit))) for start in starts)
+    calls = ((task.remote(_tile, held, rows, share), None) for rows in tiles)
     mated, nonmated = zip(*(found for found, _ in run_tasks(calls)), strict=True)
     joined = [
         np.concatenate([getattr(tile, name) for tile in mated])

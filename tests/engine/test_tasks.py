@@ -2,11 +2,12 @@
 
 import time
 
+import numpy as np
 import pytest
 import ray
 
 from sdd_ray.engine import tasks
-from sdd_ray.engine.tasks import ended_after, run_on_pool
+from sdd_ray.engine.tasks import ended_after, on_fetched, run_on_pool
 from sdd_ray.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -71,3 +72,14 @@ def test_no_item_is_no_result():
 def test_the_first_error_for_the_user_is_raised():
     with ended_after([Worker.remote()]) as pool, pytest.raises(InputError, match="number 3"):
         list(run_on_pool(pool, lambda a, n: a.fail.remote(n), range(6)))
+
+
+def test_held_objects_are_fetched_by_the_task():
+    held = [ray.put(np.arange(3)), ray.put(np.array([1.0]))]
+    found = ray.remote(on_fetched).remote(
+        lambda first, second, factor, number: float(first.sum() + second[0] + factor * number),
+        held,
+        10,
+        5,
+    )
+    assert ray.get(found) == 3 + 1 + 10 * 5
