@@ -8,7 +8,10 @@ import time
 import pytest
 from embedding_sets import clean
 from made_datasets import Rows, write_embeddings
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FakeMultiNodeProvider,
+)
 from ray_heads import BIN, head_node
 
 from sdd_ray.store.dataset import open_dataset
@@ -21,12 +24,13 @@ NODES = (
 )
 
 
-@pytest.fixture(scope="module")
-def environment():
+@pytest.fixture(scope="module", params=["0", "1"], ids=["first autoscaler", "second autoscaler"])
+def environment(request):
     kept = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
     own = {"RAY_AUTH_MODE": "disabled", "RAY_FAKE_CLUSTER": "1"}
-    own |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "0"}
+    own |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": request.param}
     own |= {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID}
+    own |= {"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID}
     return {**kept, **own, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 
 
@@ -34,21 +38,23 @@ def scaling(gcs):
     """Return the configuration of an autoscaler that may start two workers of one CPU."""
     worker = {"resources": {"CPU": 1, "object_store_memory": 100 * 2**20}, "node_config": {}}
     head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
-    # What the fake provider's defaults would give; its file of them is not in Ray's wheel.
-    defaults = {key: {} for key in ("file_mounts", "auth", "docker")}
-    defaults |= {f"{kind}setup_commands": [] for kind in ("", "head_", "worker_")}
-    defaults |= {f"{kind}_start_ray_commands": [] for kind in ("head", "worker")}
+    # Which Ray adds to the configurations of its own providers, and needs.
+    rest = {f"{kind}setup_commands": [] for kind in ("", "head_", "worker_")}
+    rest |= {f"{kind}_start_ray_commands": [] for kind in ("head", "worker")}
+    rest |= {key: {} for key in ("file_mounts", "auth", "docker")} | {"upscaling_speed": 1.0}
+    rest |= {"initialization_commands": [], "cluster_synced_files": []}
     return {
-        **defaults,
-        "initialization_commands": [],
-        "cluster_synced_files": [],
-        "upscaling_speed": 1.0,
+        **rest,
         "cluster_name": "pretended",
         "max_workers": 2,
         "idle_timeout_minutes": 0.05,
         "provider": {
-            "type": "fake_multinode",
+            # By its own name Ray would ask for a file that is not in its wheel.
+            "type": "external",
+            "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
             "gcs_address": gcs,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+            "launch_multiple": True,
             "use_node_id_as_ip": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
