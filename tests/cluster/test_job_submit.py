@@ -76,6 +76,7 @@ def submit(job, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_label_runs_as_a_job(submit, tmp_path):
     rows = Rows(*clean())
     embeddings = write_embeddings(tmp_path / "embeddings", rows)

@@ -259,6 +259,7 @@ def test_file_that_was_replaced_meanwhile_is_listed_and_embedded_again(
         assert found[name]["content"] == by_folder[other]["content"]
 
 
+@pytest.mark.slow
 def test_qualities_and_the_best_images_are_those_of_the_folder(faces, tmp_path):
     root, names = faces
     model = write_model(tmp_path / "model", made_model())
