@@ -10,7 +10,8 @@ draws):
 
 - a worker process is killed (SIGKILL);
 - a node is killed, the one that holds most objects: its raylet and all of its workers;
-- a node is cut off: all of its processes stand still, as behind a broken cable, for a minute;
+- a node, one that is at work, stands still with all of its processes for a minute;
+- its cable is out for a minute: nodes are hosts in network namespaces then (needs root);
 - a node is slow: all of its processes stand still for four fifths of the time;
 - the object stores are filled by somebody else until they spill to disk;
 - the driver is killed, and the same command is given again;
@@ -24,6 +25,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from breaking import FAULTS, Broken, cluster, kill_driver, kill_head
+from breaking import FAULTS, Broken, cluster, cut_cable, hosts, kill_driver, kill_head
 
 from sdd_ray.store.dataset import open_dataset
 
@@ -75,7 +77,7 @@ def log_of(output: Path) -> Path:
 
 def run(stage: Stage, output: Path, fault: Callable[[Broken], None] | None) -> float:
     """Run a stage on a cluster of its own and break it; return its seconds."""
-    with cluster() as found:
+    with hosts() if fault is cut_cable else cluster() as found:
         began = time.monotonic()
         process = start(stage, output, found.address)
         with contextlib.ExitStack() as after:
@@ -121,12 +123,10 @@ def is_said(text: str) -> Callable[[Path], bool]:
     return is_under_way
 
 
-def faces(people: int, images: int = 12) -> list[str]:
-    """Return the arguments for drawn faces."""
-    return [
-        f"source.synthetic.num_identities={people}",
-        f"source.synthetic.images_per_identity={images}",
-    ]
+def faces(people: int) -> list[str]:
+    """Return the arguments for drawn faces, twelve of each person."""
+    key = "source.synthetic"
+    return [f"{key}.num_identities={people}", f"{key}.images_per_identity=12"]
 
 
 def stages(work: Path, images: int) -> list[Stage]:
@@ -226,12 +226,13 @@ def measured(stage: Stage, output: Path, fault: Callable[[Broken], None] | None)
 
 def show(stage: Stage, given: argparse.Namespace) -> None:
     """Print the rows of a stage; of none that nothing can be compared with."""
-    unbroken = measured(stage, given.work / f"{stage.name}_0", None)
-    for number, (name, fault) in enumerate(FAULTS.items()):
+    unbroken = measured(stage, given.work / f"{stage.name}_none", None)
+    for name, fault in FAULTS.items():
         if fault and given.faults and not name.startswith(tuple(given.faults)):
             continue
         try:
-            found = measured(stage, given.work / f"{stage.name}_{number}", fault)
+            place = given.work / f"{stage.name}_{re.sub('[^a-z]+', '_', name)}"
+            found = measured(stage, place, fault)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             print(f"| {stage.name} | {name} | FAILED: {error} | | | |", flush=True)
             continue

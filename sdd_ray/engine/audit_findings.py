@@ -80,10 +80,10 @@ def run_audit_job(
         ResourceError: The cluster has no room for the workers.
     """
     # First of all: without any CPU the tasks that load would wait for ever.
-    pool_size(config.resources.workers, config.resources.cpus_per_worker, 0.0)
+    size = pool_size(config.resources.workers, config.resources.cpus_per_worker, 0.0)
     audited = load(config, dataset, plan, work)
     check_sample(config, audited)
-    with pool_of(config, audited.blocks) as pool:
+    with pool_of(config, audited.blocks, size) as pool:
         return _find(config, audited, pool)
 
 

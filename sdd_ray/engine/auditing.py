@@ -30,7 +30,6 @@ from sdd_ray.core.verdicts import norm_ranks
 from sdd_ray.engine.audit_worker import AuditWorker, Sample, load_block, strings
 from sdd_ray.engine.label_plan import LabelPlan, LabelShard
 from sdd_ray.engine.progress import Progress
-from sdd_ray.engine.room import pool_size
 from sdd_ray.engine.shard_rows import arrange, other_size
 from sdd_ray.engine.tasks import ended_after, run_on_pool
 from sdd_ray.errors import InputError, SddError, TooManyRejectsError
@@ -109,12 +108,10 @@ class Pool:
 
 
 @contextmanager
-def pool_of(config: AuditConfig, blocks: Sequence[Any]) -> Iterator[Pool]:
+def pool_of(config: AuditConfig, blocks: Sequence[Any], size: int) -> Iterator[Pool]:
     """Start the workers of an audit, with references to the blocks, and end them."""
-    resources = config.resources
-    size = pool_size(resources.workers, resources.cpus_per_worker, 0.0)
     actor = ray.remote(AuditWorker).options(
-        num_cpus=resources.cpus_per_worker, max_restarts=-1, max_task_retries=3
+        num_cpus=config.resources.cpus_per_worker, max_restarts=-1, max_task_retries=3
     )
     with ended_after([actor.remote(blocks) for _ in range(size)]) as actors:
         yield Pool(actors)

@@ -60,7 +60,7 @@ class Shard:
     pixels: NDArray[np.uint8]
     content: NDArray[np.uint64]
     rejects: list[Reject]
-    num_bytes: int = 0
+    num_bytes: int
 
     @property
     def num_listed(self) -> int:

@@ -18,8 +18,8 @@ _patience: ContextVar[float] = ContextVar("patience", default=0.0)
 
 @contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """Let pools wait so many seconds for nodes that they lack (`ray.wait_for_nodes_s`)."""
-    before = _patience.set(seconds)
+    """Let pools wait so many seconds for nodes that they lack; 0: as long as they did before."""
+    before = _patience.set(seconds or _patience.get())
     try:
         yield
     finally:
@@ -50,14 +50,14 @@ def pool_size(wanted: int | None, cpus: float, gpus: float, spare_cpus: float = 
     if _fitting(needs, spare_cpus) < least and _patience.get() > 0:
         _wait_for_nodes(needs, least, spare_cpus)
     fits = _fitting(needs, spare_cpus)
-    if not 1 <= least <= fits:
-        asked = " and ".join(f"{need * max(least, 1):g} {name}" for name, need in needs.items())
+    if fits < least:
+        asked = " and ".join(f"{need * least:g} {name}" for name, need in needs.items())
         cluster = {"CPU": available("CPU") - spare_cpus, "GPU": available("GPU")}
         has = " and ".join(f"{cluster[name]:g} {name}" for name in needs)
         waited = f" after {_patience.get():g} s" if _patience.get() > 0 else ""
         grows = "" if waited else ", or set ray.wait_for_nodes_s where it grows"
         raise ResourceError(
-            f"{max(least, 1)} worker(s) need {asked}, the cluster has {has} to spare{waited};"
+            f"{least} worker(s) need {asked}, the cluster has {has} to spare{waited};"
             f" lower resources.*, or start a larger cluster{grows}"
         )
     return fits if wanted is None else wanted

@@ -30,7 +30,7 @@ def session(config: RayConfig) -> Iterator[None]:
         SddError: Ray failed while the session was used.
     """
     if ray.is_initialized():
-        with patience(config.wait_for_nodes_s):
+        with patience(config.wait_for_nodes_s):  # that of the outer session stays where it is 0
             yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS")

@@ -162,7 +162,7 @@ def test_unusable_outputs_of_the_network_are_set_aside():
     images = np.stack([np.full((112, 112, 3), n, np.uint8) for n in range(4)])
     unread = Reject("z", "empty", "no bytes")
     content = np.arange(4, dtype=np.uint64)
-    shard = Shard(["a", "b", "c", "d"], ["p", "p", None, "q"], images, content, [unread])
+    shard = Shard(["a", "b", "c", "d"], ["p", "p", None, "q"], images, content, [unread], 0)
     outputs = np.array([[3.0, 4.0], [0.0, 0.0], [np.nan, 1.0], [0.0, 2.0]], np.float32)
     table, rejects = embedding.EmbedStage(RecogniserSpec(), "float32", "cpu").rows(shard, outputs)
     assert [(r.image_id, r.reason) for r in rejects] == [

@@ -243,6 +243,13 @@ def test_what_fits_is_not_asked_for(use, demand):
     assert not hasattr(demand, "bundles")
 
 
+def test_a_stage_within_a_session_waits_as_the_session_does(demand):
+    with session(RayConfig(wait_for_nodes_s=60.0)):
+        demand.recorder.running = True
+        with session(RayConfig()):
+            assert pool_size(1, cpus=1.0, gpus=0.0) == 1
+
+
 def test_a_session_has_the_patience_of_its_configuration(demand):
     with session(RayConfig(wait_for_nodes_s=60.0)):
         assert pool_size(1, cpus=1.0, gpus=0.0) == 1
