@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from chain import steps
 from ray.cluster_utils import Cluster
 
 from sdd_ray.store.dataset import open_dataset
@@ -13,7 +14,6 @@ from sdd_ray.store.dataset import open_dataset
 pytestmark = pytest.mark.cluster
 
 NODE = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
-FACES = ("source.synthetic.num_identities=16", "source.synthetic.images_per_identity=6")
 
 # One process for all commands: most of the time of a small command is what it imports.
 CHAIN = """
@@ -45,36 +45,6 @@ def cluster():
         yield found
     finally:
         found.shutdown()
-
-
-def steps(folder):
-    """Return the commands of the chain, in which every one takes what those before it made."""
-    at = {name: f"{folder}/{name}" for name in ("embed", "label", "train", "tune", "score")}
-    fit = ["optimiser.epochs=1", "optimiser.batch_size=16", "split.holdout_share=0.5"]
-    fit += [f"labels={at['label']}", *FACES]
-    search = [f"train.{word}" for word in fit]
-    two = ["resources.workers=2", "resources.cpus_per_worker=0.5"]
-    methods = f"[{{name: model, path: {at['score']}, column: raw}}]"
-    return {
-        "embed": [*FACES, f"output={at['embed']}", "images_per_shard=16"],
-        "label": [f"embeddings={at['embed']}", f"output={at['label']}"],
-        "train": [*fit, f"output={at['train']}", *two],
-        "tune": [
-            *search,
-            f"train.output={at['train']}",
-            f"output={at['tune']}",
-            "trials=2",
-            "grace_epochs=1",
-        ],
-        "score": [*FACES, f"model={at['tune']}/model", f"output={at['score']}"],
-        "evaluate": [
-            f"embeddings={at['embed']}",
-            f"output={folder}/evaluate",
-            f"methods={methods}",
-            "fmr=[0.01]",
-            f"comparisons.splits={at['train']}/splits.parquet",
-        ],
-    }
 
 
 def test_all_stages_while_nodes_come_and_go(cluster, tmp_path):

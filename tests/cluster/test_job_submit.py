@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from chain import steps
 from drawn_faces import write_faces
 from embedding_sets import clean
 from made_datasets import Rows, write_embeddings
@@ -158,3 +159,22 @@ def test_a_job_that_was_stopped_goes_on_when_it_is_given_again(job, submit, tmp_
     open_dataset(str(output), ["embed"])
     after = {file.stem: file.stat().st_mtime_ns for file in output.glob("part-*.parquet")}
     assert before.items() < after.items()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_command_runs_as_a_job_and_tells_its_metrics(head, submit, tmp_path):
+    found, over = {}, threading.Event()
+    watch = threading.Thread(target=scraped, args=(head.metrics, found, over))
+    watch.start()
+    try:
+        for name, words in steps(tmp_path).items():
+            done = submit(f"sdd_ray.{name}", *words)
+            assert done.returncode == 0, done.stdout + done.stderr
+            open_dataset(str(tmp_path / name), [name])
+    finally:
+        over.set()
+        watch.join()
+    for stage in ("embed", "label", "train", "tune", "score", "compare"):
+        assert found["ray_sdd_items_done_total", stage] > 0, found
+    assert found["ray_sdd_trials_begun", "tune"] == 2
