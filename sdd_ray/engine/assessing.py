@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from sdd_ray.core.templates import template_qualities
 from sdd_ray.engine.evaluating import ComparedSet
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.qualities import Qualities, read_qualities
-from sdd_ray.engine.tasks import on_fetched
+from sdd_ray.engine.tasks import on_fetched, run_tasks
 from sdd_ray.errors import InputError
 from sdd_ray.report.curves import CurveKind
 from sdd_ray.settings import EvaluateConfig, MethodConfig
@@ -179,19 +180,22 @@ def _assessments(
 ) -> list[tuple[list[Assessment], ...]]:
     """Return the assessments of each method's repeats, each at all false match rates."""
     task: Any = ray.remote(on_fetched).options(num_cpus=1, name="assess")
-    refs = [[task.remote(_assess, [sides], q, protocol) for q in repeats] for repeats in work]
+    calls = (
+        (partial(task.remote, _assess, [sides], qualities, protocol), number)
+        for number, repeats in enumerate(work)
+        for qualities in repeats
+    )
     progress = Progress("evaluate", len(work), unit="methods")
-    found = []
-    for repeats in refs:
-        made = ray.get(repeats)
-        if None in made:
+    found: list[tuple[list[Assessment], ...]] = [() for _ in work]
+    for made, number in run_tasks(calls):
+        if made is None:
             raise InputError(
                 "after a discard that spares false matches a threshold lies below the largest"
                 " similarities that were kept; ask for smaller fmr, or compare a sample"
                 " (comparisons.max_nonmated)"
             )
-        found.append(tuple(made))
-        progress.update(1)
+        found[number] += (made,)
+        progress.update(int(len(found[number]) == len(work[number])))
     progress.close()
     return found
 
@@ -223,11 +227,11 @@ def _draws(
         range(start, min(start + _DRAWS_PER_TASK, draws))
         for start in range(0, draws, _DRAWS_PER_TASK)
     ]
-    refs = [task.remote(_some_draws, held, *rest, part) for part in parts]
+    calls = ((partial(task.remote, _some_draws, held, *rest, part), part) for part in parts)
     progress = Progress("bootstrap", draws, unit="draws")
     found: list[list[DrawnFigures]] = []
-    for ref, part in zip(refs, parts, strict=True):
-        found += ray.get(ref)
+    for figures, part in run_tasks(calls):
+        found += figures
         progress.update(len(part))
     progress.close()
     return [stacked(of_method) for of_method in zip(*found, strict=True)]

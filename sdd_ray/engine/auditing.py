@@ -10,6 +10,7 @@ so results do not depend on workers, files or the order of rows.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from sdd_ray.engine.audit_worker import AuditWorker, Sample, load_block, strings
 from sdd_ray.engine.label_plan import LabelPlan, LabelShard
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.shard_rows import arrange, other_size
-from sdd_ray.engine.tasks import ended_after, run_on_pool
+from sdd_ray.engine.tasks import ended_after, run_on_pool, run_tasks
 from sdd_ray.errors import InputError, SddError, TooManyRejectsError
 from sdd_ray.settings import AuditConfig
 from sdd_ray.store.dataset import Dataset, read_parquet
@@ -129,15 +130,19 @@ def load(config: AuditConfig, dataset: Dataset, plan: LabelPlan, work: Location)
     drawn = _drawn(config, sizes)
     task: Any = ray.remote(load_block).options(num_returns=2, name="load embeddings", max_retries=3)
     source, places = arrange(plan, work)
-    refs = [
-        task.remote(source, block, [places[shard.number] for shard in block], some)
-        for block, some in zip(shards, drawn, strict=True)
-    ]
+    blocks: dict[int, Any] = {}
+
+    def started(number: int) -> Any:
+        block = shards[number]
+        where = [places[shard.number] for shard in block]
+        blocks[number], info = task.remote(source, block, where, drawn[number])
+        return info
+
     progress = Progress("load", sum(sizes), unit="embeddings")
     samples: list[Sample] = []
     faults: list[NDArray[np.int8]] = []
-    for (_, info), block in zip(refs, shards, strict=True):
-        found = ray.get(info)
+    calls = ((partial(started, number), block) for number, block in enumerate(shards))
+    for found, block in run_tasks(calls):
         if isinstance(found, SddError):
             raise found
         sample, fault = found
@@ -148,7 +153,7 @@ def load(config: AuditConfig, dataset: Dataset, plan: LabelPlan, work: Location)
         faults.append(fault)
         progress.update(len(fault), int((fault != 0).sum()))
     progress.close()
-    return _audited(config, dataset, plan, [block for block, _ in refs], (samples, faults))
+    return _audited(config, dataset, plan, list(blocks.values()), (samples, faults))
 
 
 def blocks_of(plan: LabelPlan) -> list[list[LabelShard]]:

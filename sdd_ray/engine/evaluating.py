@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from sdd_ray.core.discarding import TopNonmated
 from sdd_ray.core.ranked_sides import ComparedSides
 from sdd_ray.core.similarity import check_embeddings, normalise
 from sdd_ray.engine.progress import Progress
-from sdd_ray.engine.tasks import on_fetched
+from sdd_ray.engine.tasks import on_fetched, run_tasks
 from sdd_ray.errors import InputError
 from sdd_ray.settings import ComparisonsConfig
 from sdd_ray.store.dataset import Dataset, embedding_matrix, read_parquet
@@ -211,11 +212,14 @@ def _compared(
     held = [ray.put(unit)]
     starts = range(0, len(first), _PAIRS_PER_TASK)
     parts = [slice(start, start + _PAIRS_PER_TASK) for start in starts]
-    refs = [task.remote(similarities_between, held, first[part], second[part]) for part in parts]
+    calls = (
+        (partial(task.remote, similarities_between, held, first[part], second[part]), None)
+        for part in parts
+    )
     progress = Progress("compare", len(first), unit="comparisons")
     found = []
-    for ref in refs:
-        found.append(ray.get(ref))
+    for similarities, _ in run_tasks(calls):
+        found.append(similarities)
         progress.update(len(found[-1]))
     progress.close()
     return ComparedPairs(first, second, np.concatenate(found).astype(np.float32))
@@ -252,12 +256,12 @@ def _by_rows(
     task: Any = ray.remote(on_fetched).options(num_cpus=1, name=name)
     starts = range(0, images, _ROWS_PER_TILE)
     tiles_of = [(start, min(start + _ROWS_PER_TILE, images)) for start in starts]
-    refs = [task.remote(function, held, rows, *rest) for rows in tiles_of]
+    calls = ((partial(task.remote, function, held, rows, *rest), rows) for rows in tiles_of)
     progress = Progress(name, images)
     tiles = []
-    for ref, start in zip(refs, starts, strict=True):
-        tiles.append(ray.get(ref))
-        progress.update(min(_ROWS_PER_TILE, images - start))
+    for tile, (first, last) in run_tasks(calls):
+        tiles.append(tile)
+        progress.update(last - first)
     progress.close()
     return tiles
 

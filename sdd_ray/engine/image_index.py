@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -105,7 +106,7 @@ def _scanned(source: Source, listing: Listing) -> Iterator[Item]:
         yield from source.items(listing)
         return
     scan = ray.remote(_scan).options(name="list images", max_retries=3)
-    calls = ((scan.remote(source, file), file) for file in source.files())
+    calls = ((partial(scan.remote, source, file), file) for file in source.files())
     for (table, met), _ in run_tasks(calls):
         listing.rejects += met.rejects
         listing.ignored_files += met.ignored_files

@@ -7,6 +7,7 @@ scale, and tasks write the parts again with their labels, and the identities bes
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ def scale_labels(
     shared = ray.put(scaling)
     progress = Progress("scale", sum(record.rows_in for record in records))
     calls = (
-        (task.remote(shared, group, raw, run.output, f"part-{number:06d}"), group)
+        (partial(task.remote, shared, group, raw, run.output, f"part-{number:06d}"), group)
         for number, group in enumerate(groups)
     )
     written: list[PartRecord] = []
@@ -204,7 +205,7 @@ def _values(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return (M,) the mean over the rounds of every labelled image, and (K,) ends of each round."""
     task: Any = ray.remote(_values_of_parts).options(name="summarise labels", max_retries=3)
-    calls = ((task.remote(raw, group, scaling), None) for group in names)
+    calls = ((partial(task.remote, raw, group, scaling), None) for group in names)
     found = [checked(result) for result, _ in run_tasks(calls)]
     means = np.concatenate([part[0] for part in found])
     some = [part for part in found if len(part[0])]

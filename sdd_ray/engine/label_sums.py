@@ -5,8 +5,9 @@ not repeat it. The driver adds the sums up in canonical order and keeps the imag
 """
 
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,9 +89,13 @@ def first_pass(
     share = min(1.0, (size + _MARGIN * np.sqrt(size)) / plan.num_rows)
     task: Any = ray.remote(_sum_group).options(num_returns=2, name="sum embeddings", max_retries=3)
     there = set(work.names()) if work.exists() else set()
-    kept: list[Any] = []
+    kept: dict[int, Any] = {}
 
-    def calls() -> Iterator[tuple[Any, Location]]:
+    def started(number: int, group: _Group, target: Location) -> Any:
+        kept[number], error = task.remote(source, group, target, (seed, share, keep))
+        return error
+
+    def calls() -> Iterator[tuple[Callable[[], Any], Location]]:
         for first in range(0, len(plan.shards), SHARDS_PER_GROUP):
             shards = plan.shards[first : first + SHARDS_PER_GROUP]
             name = f"sums-{first // SHARDS_PER_GROUP:06d}.npz"
@@ -100,17 +105,16 @@ def first_pass(
                 list(places[first : first + SHARDS_PER_GROUP]),
             )
             if name in there and not keep:
-                yield ray.put(None), work / name
+                yield partial(ray.put, None), work / name
                 continue
-            rows, error = task.remote(source, group, work / name, (seed, share, keep))
-            kept.append(rows)
-            yield error, work / name
+            yield partial(started, first // SHARDS_PER_GROUP, group, work / name), work / name
 
-    return _merged(plan, calls(), size, kept if keep else None)
+    found = _merged(plan, calls(), size)
+    return replace(found, groups=list(kept.values())) if keep else found
 
 
 def _merged(
-    plan: LabelPlan, calls: Iterator[tuple[Any, Location]], size: int, kept: list[Any] | None
+    plan: LabelPlan, calls: Iterator[tuple[Callable[[], Any], Location]], size: int
 ) -> FirstPass:
     """Add up what the tasks left, in canonical order."""
     sums: EmbeddingSums | None = None
@@ -145,7 +149,7 @@ def _merged(
         faulty={int(number): int(missing[number]) for number in np.flatnonzero(missing)},
         usable=np.array(usable, np.int64),
         drawn=_first_drawn(drawn, size),
-        groups=kept,
+        groups=None,
     )
 
 

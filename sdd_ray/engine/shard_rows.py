@@ -7,8 +7,9 @@ too widely for that, every file is read once and its rows are written again in c
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -161,12 +162,13 @@ def regroup(plan: LabelPlan, source: RowSource, work: Location) -> tuple[RowSour
     task: Any = ray.remote(_write_batch).options(name="regroup rows", max_retries=3)
     progress = Progress("regroup", len(order), unit="embeddings")
 
-    def calls() -> Iterator[tuple[Any, int]]:
+    def calls() -> Iterator[tuple[Callable[[], Any], int]]:
         for target, members in zip(targets, np.split(order, cuts[:-1]), strict=True):
             if target.uri.rpartition("/")[2] in there:
                 progress.update(len(members))
                 continue
-            yield task.remote(source, Place(files[members], rows[members]), target), len(members)
+            place = Place(files[members], rows[members])
+            yield partial(task.remote, source, place, target), len(members)
 
     for error, size in run_tasks(calls()):
         if isinstance(error, SddError):

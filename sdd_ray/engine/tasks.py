@@ -147,23 +147,63 @@ def on_fetched(function: Callable[..., Any], held: list[Any], *rest: Any) -> Any
 
 
 def run_tasks(
-    calls: Iterable[tuple[Any, Any]], most: int | None = None
+    calls: Iterable[tuple[Callable[[], Any], Any]], most: int | None = None
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (result, label) of tasks in the order in which they were started.
 
+    A task that takes longer than any other did, while a CPU has nothing to do, is started again,
+    and the first result counts. Ray 2.60 does not start it again by itself where the network of its
+    node is cut or its processes stand still, even after it has counted the node out: it waits for
+    the answer until the connection breaks, which takes minutes.
+
     Args:
-        calls: References to started tasks, each with a label; taken one by one, so a generator
-            that starts a task when it is asked for one never has more than `most` running.
-        most: Tasks in flight; twice the CPUs of the cluster if None.
+        calls: What starts a task and returns its reference, each with a label; taken one by one, so
+            that never more than `most` run. A task may run twice at the same time, and must do the
+            same then.
+        most: Tasks in flight; twice the CPUs of the cluster, which may grow, if None.
     """
-    if most is None:
-        most = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
-    waiting: deque[tuple[Any, Any]] = deque()
-    for call in calls:
-        waiting.append(call)
-        if len(waiting) >= most:
-            reference, label = waiting.popleft()
-            yield ray.get(reference), label
-    while waiting:
-        reference, label = waiting.popleft()
-        yield ray.get(reference), label
+    waiting: deque[_Task] = deque()
+    longest = _LEAST_PATIENCE_S
+    for start, label in calls:
+        waiting.append(_Task(start, label))
+        if len(waiting) >= (most or _twice_the_cpus()):
+            task = waiting.popleft()
+            yield task.result(longest), task.label
+            longest = max(longest, task.seconds)
+    for task in waiting:
+        yield task.result(longest), task.label
+        longest = max(longest, task.seconds)
+
+
+def _twice_the_cpus() -> int:
+    return max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+
+
+class _Task:
+    """A task that was started, and may be again: see `run_tasks`.
+
+    Attributes:
+        label: What it is called.
+        seconds: From its start until its result was asked for and there.
+    """
+
+    def __init__(self, start: Callable[[], Any], label: Any) -> None:
+        self.label, self.seconds = label, 0.0
+        self._start, self._began = start, time.monotonic()
+        self._refs = [start()]
+
+    def result(self, longest: float) -> Any:
+        """Return the first result.
+
+        Args:
+            longest: After so many seconds, twice as many, and so on, the task is started once more,
+                if a CPU has nothing to do.
+        """
+        while True:
+            ended, _ = ray.wait(self._refs, num_returns=1, timeout=_LOOK_AGAIN_S)
+            self.seconds = time.monotonic() - self._began
+            if ended:
+                return ray.get(ended[0])
+            is_late = self.seconds > longest * 2 ** (len(self._refs) - 1)
+            if is_late and ray.available_resources().get("CPU", 0) >= 1:
+                self._refs.append(self._start())

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -219,7 +220,7 @@ def _cut(
     kept = {key: ray.put(first) for key, first in {id(c[1]): c[1] for c in calls}.items()}
     progress = Progress(stage, len(calls), unit="tasks")
     started = (
-        (task.remote(cuts, f"{name}-{n:05d}", function, kept[id(first)], second), n)
+        (partial(task.remote, cuts, f"{name}-{n:05d}", function, kept[id(first)], second), n)
         for n, (function, first, second) in enumerate(calls)
     )
     notes = {}
@@ -296,7 +297,8 @@ def _join(cuts: _Cuts, inputs: _Inputs, folder: Location) -> dict[str, Any]:
     task: Any = ray.remote(_join_partition).options(name="join", max_retries=3)
     shared = ray.put(inputs)
     progress = Progress("join", sum(int(counts.sum()) for counts in inputs.counts.values()))
-    calls = ((task.remote(cuts, shared, folder, number), number) for number in range(cuts.count))
+    parts = range(cuts.count)
+    calls = ((partial(task.remote, cuts, shared, folder, number), number) for number in parts)
     partitions = []
     for sizes, _ in run_tasks(calls):
         if isinstance(sizes, SddError):

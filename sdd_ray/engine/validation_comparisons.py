@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -208,7 +209,8 @@ def _with_embeddings(rows: pa.Table, dataset: Dataset) -> tuple[pa.Table, NDArra
     wanted = ray.put(rows[IMAGE_ID].combine_chunks())
     ids: list[str] = []
     matrices: list[NDArray[np.float32]] = []
-    for found, file in run_tasks((task.remote(file, wanted), file) for file in dataset.files):
+    calls = ((partial(task.remote, file, wanted), file) for file in dataset.files)
+    for found, file in run_tasks(calls):
         if isinstance(found, SddError):
             raise found
         if not len(found[0]):
@@ -254,7 +256,7 @@ def _compare(
     held = [ray.put(unit), ray.put(codes)]
     starts = range(0, len(unit), _ROWS_PER_TILE)
     tiles = ((start, min(start + _ROWS_PER_TILE, len(unit))) for start in starts)
-    calls = ((task.remote(_tile, held, rows, share), None) for rows in tiles)
+    calls = ((partial(task.remote, _tile, held, rows, share), None) for rows in tiles)
     mated, nonmated = zip(*(found for found, _ in run_tasks(calls)), strict=True)
     joined = [
         np.concatenate([getattr(tile, name) for tile in mated])

@@ -1,13 +1,14 @@
-"""A pool of actors finishes its work with actors that never answer, start late, or are slow."""
+"""Pools and tasks finish their work where some never answer, start late, or are slow."""
 
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import ray
 
 from sdd_ray.engine import tasks
-from sdd_ray.engine.tasks import ended_after, on_fetched, run_on_pool
+from sdd_ray.engine.tasks import ended_after, on_fetched, run_on_pool, run_tasks
 from sdd_ray.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -83,3 +84,44 @@ def test_held_objects_are_fetched_by_the_task():
         5,
     )
     assert ray.get(found) == 3 + 1 + 10 * 5
+
+
+@ray.remote(num_cpus=1)
+def _double(number, begun):
+    """Double a number; the first to double three never ends."""
+    if number == 3 and not begun.exists():
+        begun.touch()
+        time.sleep(3600)
+    return 2 * number
+
+
+@pytest.mark.usefixtures("_soon")
+def test_a_task_that_answers_no_more_is_started_again(tmp_path):
+    """As on a node that is cut off: Ray waits for its answer until the connection breaks."""
+    started = []
+
+    def start(number):
+        started.append((number, _double.remote(number, tmp_path / "begun")))
+        return started[-1][1]
+
+    try:
+        found = list(run_tasks(((partial(start, n), str(n)) for n in range(8)), most=3))
+    finally:
+        for _, ref in started:
+            ray.cancel(ref, force=True)
+    assert found == [(2 * n, str(n)) for n in range(8)]
+    assert [number for number, _ in started].count(3) >= 2
+
+
+def test_no_more_tasks_than_asked_for_are_in_flight():
+    taken = []
+
+    def calls():
+        for number in range(6):
+            taken.append(number)
+            yield partial(ray.put, number), number
+
+    results = run_tasks(calls(), most=2)
+    assert next(results) == (0, 0)
+    assert taken == [0, 1]
+    assert [result for result, _ in results] == [1, 2, 3, 4, 5]
