@@ -91,18 +91,27 @@ def run(stage: Stage, output: Path, fault: Callable[[Broken], None] | None) -> f
             status = process.wait(timeout=1200)
             spent = time.monotonic() - began
         if fault is kill_driver:
-            status = start(stage, output, found.address).wait(timeout=1200)
+            status = once_more(stage, output, found.address)
             spent = time.monotonic() - began
     if fault is kill_head:
         if not status:
             raise RuntimeError(f"{output}: no error without a head")
         with cluster() as found:
             began = time.monotonic()
-            status = start(stage, output, found.address).wait(timeout=1200)
+            status = once_more(stage, output, found.address)
             spent += time.monotonic() - began
     if status:
         raise RuntimeError(f"{output}: status {status}; see {log_of(output)}")
     return spent
+
+
+def once_more(stage: Stage, output: Path, address: str) -> int:
+    """Give the command again; return its status."""
+    process = start(stage, output, address)
+    try:
+        return process.wait(timeout=1200)
+    finally:
+        process.kill()  # one that hangs must not go on beside the next run
 
 
 def parts_are_made(most: int, folder: str = "") -> Callable[[Path], bool]:

@@ -17,6 +17,8 @@ _CALLS_PER_ACTOR = 2
 _LEAST_PATIENCE_S = 5.0
 """An item is given to a second actor after as long as the longest one took, but not before."""
 _LOOK_AGAIN_S = 1.0
+_MORE_PATIENCE = 4
+"""A task alone, such as the listing of one file for an hour, is started few times, not many."""
 
 
 @contextmanager
@@ -170,7 +172,8 @@ def run_tasks(
             task = waiting.popleft()
             yield task.result(longest), task.label
             longest = max(longest, task.seconds)
-    for task in waiting:
+    while waiting:
+        task = waiting.popleft()
         yield task.result(longest), task.label
         longest = max(longest, task.seconds)
 
@@ -196,14 +199,14 @@ class _Task:
         """Return the first result.
 
         Args:
-            longest: After so many seconds, twice as many, and so on, the task is started once more,
-                if a CPU has nothing to do.
+            longest: After so many seconds, and each time after `_MORE_PATIENCE` times as many, the
+                task is started once more, if a CPU has nothing to do.
         """
         while True:
             ended, _ = ray.wait(self._refs, num_returns=1, timeout=_LOOK_AGAIN_S)
             self.seconds = time.monotonic() - self._began
             if ended:
                 return ray.get(ended[0])
-            is_late = self.seconds > longest * 2 ** (len(self._refs) - 1)
+            is_late = self.seconds > longest * _MORE_PATIENCE ** (len(self._refs) - 1)
             if is_late and ray.available_resources().get("CPU", 0) >= 1:
                 self._refs.append(self._start())
