@@ -12,7 +12,21 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sdd_ray.errors import SddError
 
-Note = str | dict[str, float]
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is within an epoch.
+
+    Attributes:
+        line: For people.
+        images: Images of all epochs so far.
+    """
+
+    line: str
+    images: int
+
+
+Note = str | Progress | dict[str, float]
 
 
 class _Board:
@@ -47,18 +61,44 @@ class Teller:
         """Put a line."""
         ray.get(self.board.put.remote(self.prefix + line))
 
+    def progress(self, line: str, images: int) -> None:
+        """Put how far an epoch is, see `Progress`."""
+        ray.get(self.board.put.remote(Progress(self.prefix + line, images)))
+
     def figures(self, figures: dict[str, float]) -> None:
         """Put the figures of an epoch."""
         number = {} if self.trial is None else {"trial": float(self.trial)}
         ray.get(self.board.put.remote(figures | number))
 
 
+def _hear(
+    note: Note, figures: Callable[[dict[str, float]], None], progress: Callable[[int], None]
+) -> None:
+    if isinstance(note, str):
+        sys.stderr.write(note + "\n")
+    elif isinstance(note, Progress):
+        sys.stderr.write(note.line + "\n")
+        progress(note.images)
+    else:
+        try:
+            figures(note)
+        except SddError as error:  # training does not end for it, nor do the lines
+            sys.stderr.write(f"{error}\n")
+
+
+def _unheard(_: int) -> None:
+    pass
+
+
 @contextmanager
-def board(figures: Callable[[dict[str, float]], None] | None = None) -> Iterator[Any]:
+def board(
+    figures: Callable[[dict[str, float]], None], progress: Callable[[int], None] = _unheard
+) -> Iterator[Any]:
     """Yield an actor that takes notes, see `Teller`; lines appear on standard error as they come.
 
     Args:
         figures: Called on the driver with the figures that workers put, in their order.
+        progress: Called on the driver with the images of all epochs so far, within epochs.
     """
     # Beside the driver, without which nothing goes on anyway: other nodes may be lost.
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -67,13 +107,7 @@ def board(figures: Callable[[dict[str, float]], None] | None = None) -> Iterator
 
     def show() -> None:
         for note in ray.get(actor.take.remote()):
-            if isinstance(note, str):
-                sys.stderr.write(note + "\n")
-            elif figures is not None:
-                try:
-                    figures(note)
-                except SddError as error:  # training does not end for it, nor do the lines
-                    sys.stderr.write(f"{error}\n")
+            _hear(note, figures, progress)
         sys.stderr.flush()
 
     def watch() -> None:

@@ -169,7 +169,7 @@ def _agreed(_: list[Tensor]) -> None:
     pass
 
 
-def _unheard(_: str) -> None:
+def _unheard(_line: str, _images: int) -> None:
     pass
 
 
@@ -184,7 +184,7 @@ class Fit:
         rank: Number of this worker.
         gather: From what this worker has to the list of what all have, in order of rank.
         agree: Gives tensors of all workers the values of the first one.
-        say: Takes lines about the progress within an epoch.
+        say: Takes a line about the progress within an epoch, and the images of all epochs so far.
         unreadable: Images that could not be read so far.
         history: Figures of all epochs so far.
     """
@@ -195,7 +195,7 @@ class Fit:
     rank: int = 0
     gather: Callable[[Any], list[Any]] = _alone
     agree: Callable[[list[Tensor]], None] = _agreed
-    say: Callable[[str], None] = _unheard
+    say: Callable[[str, int], None] = _unheard
     unreadable: Unreadable = field(init=False)
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -301,7 +301,7 @@ class Fit:
 class _Watch:
     """Says now and then how an epoch is going."""
 
-    def __init__(self, plan: FitPlan, epoch: int, say: Callable[[str], None]) -> None:
+    def __init__(self, plan: FitPlan, epoch: int, say: Callable[[str, int], None]) -> None:
         self._plan, self._epoch, self._say = plan, epoch, say
         self._started = self._said = time.monotonic()
 
@@ -317,7 +317,8 @@ class _Watch:
         self._say(
             f"epoch {self._epoch + 1} of {epochs}, {done:,} of {total:,} images"
             f" ({100 * done / total:.0f} %), loss {step.loss:.2f}, {rate:,.0f} images/s,"
-            f" {clock(left)} left"
+            f" {clock(left)} left",
+            self._epoch * total + done,
         )
 
 

@@ -63,6 +63,31 @@ class StageMetrics:
         self._busy.set(share, self._tags)
 
 
+class Advance:
+    """Tells metrics of work that goes towards a known total, and may fall back on the way.
+
+    Args:
+        metrics: Those of the stage, or None.
+        total: Items in all.
+        at: Items that an earlier run had finished.
+    """
+
+    def __init__(self, metrics: StageMetrics | None, total: int, at: int) -> None:
+        self._metrics, self._total, self._at = metrics, total, at
+        self.reach(at)
+
+    def reach(self, at: int) -> None:
+        """Tell how many items are finished; what is done again after a fall counts again."""
+        if self._metrics is not None:
+            self._metrics.done(at - self._at, self._total - at)
+        self._at = at
+
+    def end(self) -> None:
+        """Tell that nothing is open any more, also where the total was not needed."""
+        if self._metrics is not None:
+            self._metrics.done(0, 0)
+
+
 def stage_metrics(stage: str) -> StageMetrics | None:
     """Return the metrics of a stage; None where no Ray runs in this process."""
     ray: Any = sys.modules.get("ray")

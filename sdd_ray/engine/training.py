@@ -41,7 +41,7 @@ from sdd_ray.engine.fitting import (
     is_finished,
     start_network,
 )
-from sdd_ray.engine.metrics import stage_metrics
+from sdd_ray.engine.metrics import Advance, stage_metrics
 from sdd_ray.engine.room import available, pool_size
 from sdd_ray.engine.session import interruptible
 from sdd_ray.engine.training_data import (
@@ -123,24 +123,24 @@ def train_network(
         SddError: Training failed; the message says why.
     """
     config = plan.config
-    finished = _finished(plan, work)
-    if finished is not None:
-        return finished
+    earlier = _earlier(work)
+    history = [] if earlier is None else read_state(earlier.checkpoint)["history"]
+    if is_finished(config, history):  # stopped before it could publish
+        return _best(plan, earlier)
     images = image_datasets(config, data)
-    metrics = stage_metrics("train")
-    if metrics is not None:
-        metrics.done(0, config.optimiser.epochs * plan.num_train)
+    total = config.optimiser.epochs * plan.num_train
+    advance = Advance(stage_metrics("train"), total, len(history) * plan.num_train)
     with EventFile(events) as file:
 
         def write(figures: dict[str, float]) -> None:
-            if metrics is not None:
-                left = config.optimiser.epochs - int(figures["epoch"])
-                metrics.done(plan.num_train, left * plan.num_train)
+            advance.reach(int(figures["epoch"]) * plan.num_train)
             file.add(int(figures["epoch"]), figures)
 
-        with board(write) as notes:
+        with board(write, advance.reach) as notes:
             tell = Teller(notes, "train: ")
-            return _best(plan, _fit(trainer(plan, images, _RUN, work, tell, [_NotAgain()])))
+            result = _fit(trainer(plan, images, _RUN, work, tell, [_NotAgain()]))
+    advance.end()
+    return _best(plan, result)
 
 
 def _best(plan: FitPlan, result: Any) -> TrainedNetwork:
@@ -150,18 +150,15 @@ def _best(plan: FitPlan, result: Any) -> TrainedNetwork:
     return trained_network(plan, read_state(best), read_state(result.checkpoint))
 
 
-def _finished(plan: FitPlan, work: Location) -> TrainedNetwork | None:
-    """Return what an earlier run, stopped before it could publish, has trained to the end."""
+def _earlier(work: Location) -> Any | None:
+    """Return the result of an earlier run that ended an epoch, if there is one."""
     if not (work / _RUN).exists():
         return None
     try:
         result = ray.train.Result.from_path((work / _RUN).uri)
     except RuntimeError:  # nothing was saved yet, as Ray says it
         return None
-    if result.checkpoint is None:
-        return None
-    is_whole = is_finished(plan.config, read_state(result.checkpoint)["history"])
-    return _best(plan, result) if is_whole else None
+    return None if result.checkpoint is None else result
 
 
 def trainer(
@@ -276,7 +273,7 @@ def _train_loop(loop_config: dict[str, Any]) -> None:
         ray.train.torch.get_device(),
         rank=rank,
         wrap=ray.train.torch.prepare_model,
-        say=tell if rank == 0 else None,
+        say=tell.progress if rank == 0 else None,
     )
     if plan.workers > 1:
         fit.gather, fit.agree = _gather, _agree
@@ -297,7 +294,7 @@ def new_fit(
     device: torch.device,
     rank: int = 0,
     wrap: Callable[[Any], Any] | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str, int], None] | None = None,
 ) -> Fit:
     """Return a fit on this worker that has not begun, and set torch up for it.
 

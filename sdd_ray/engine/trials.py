@@ -96,7 +96,7 @@ def _one_worker(given: dict[str, Any], task: TrialTask, train: Any, validation: 
     say = _teller(task, given)
     device = torch.device("cuda" if plan.config.resources.use_gpu else "cpu")
     watch = _Watch(folder, values_of(given))
-    fit = new_fit(plan, device, say=say)
+    fit = new_fit(plan, device, say=say.progress)
     to_train, to_validate = feeds(plan, train, validation, fit.unreadable)
     if any(key in task.search.space for key in OF_ROWS):
         to_train = _weighted(to_train, _weights(plan.config, task))

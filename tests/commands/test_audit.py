@@ -175,6 +175,7 @@ def test_every_identity_has_a_row(first):
     assert manifest["counts"]["rows_in"] == 403
 
 
+@pytest.mark.slow
 def test_results_depend_on_no_workers_files_order_or_accident(first, tmp_path, monkeypatch):
     folder, _, manifest = first
     marker = tmp_path / "killed"

@@ -123,6 +123,7 @@ def test_folder_without_people_says_so(do_embed, tmp_path):
     assert "no images that can be used (0 other files); set aside: no_identity 1" in err
 
 
+@pytest.mark.slow
 def test_folder_that_was_empty_is_listed_again(do_embed, tmp_path):
     root = tmp_path / "faces"
     root.mkdir()

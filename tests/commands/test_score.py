@@ -131,6 +131,7 @@ def test_share_of_failures_can_be_limited(do_score, tmp_path):
     assert not (tmp_path / "qualities" / MANIFEST).exists()
 
 
+@pytest.mark.slow
 def test_run_that_reaches_no_image_stops_and_goes_on_when_they_are_there(do_score, tmp_path):
     root = tmp_path / "faces"
     root.mkdir()

@@ -21,7 +21,7 @@ from sdd_ray.store.location import Location
 from sdd_ray.store.model_folder import DESCRIPTION_NAME, SPLITS_NAME, WEIGHTS_NAME, load_model
 from sdd_ray.store.run import INCOMPLETE, MANIFEST, REJECTS
 
-EPOCHS = 8
+EPOCHS = 4
 EPOCH_LINE = re.compile(r"train: epoch (\d+) of \d+, .* validation loss ([\d.]+), ")
 
 
@@ -178,7 +178,7 @@ def test_weights_of_another_network_end_before_the_cluster_is_touched(config, tm
         ("resources.workers=0", "resources.workers: input should be greater than 0"),
         ("resources={workers: 2, min_workers: 3}", "min_workers=3 is more than workers=2"),
         ("resources.workers=3", "batch_size=16 is no multiple of resources.workers=3"),
-        ("optimiser.warm_up_epochs=8", "warm_up_epochs=8.0 is not shorter than epochs=8"),
+        ("optimiser.warm_up_epochs=4", "warm_up_epochs=4.0 is not shorter than epochs=4"),
         ("optimizer.epochs=8", "optimizer: no such key"),
     ],
 )

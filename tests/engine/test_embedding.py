@@ -87,12 +87,14 @@ def test_decoding_apart_from_the_network_changes_nothing(by_one_worker, tmp_path
     assert 0 <= network["idle_share"] < 1
 
 
+@pytest.mark.slow
 def test_batch_size_is_found_once_and_kept(tmp_path, monkeypatch):
     found = do_embed(tmp_path / "found", batch_size=None)
     size = found.manifest["results"]["batch_size"]
     assert size == 8  # larger ones than a shard of 7 are not tried
 
 
+@pytest.mark.slow
 def test_half_precision_in_other_batches_is_near(by_one_worker, tmp_path):
     found = do_embed(
         tmp_path / "half",

@@ -138,6 +138,7 @@ def test_leave_one_out_at_one_fmr_equals_removing_each_image(do_label):
     assert_leaves_out(do_label(Rows(*some_alone()), 3, 1, **keys), fnmr_at_one_percent)
 
 
+@pytest.mark.slow
 def test_leave_one_out_resumes_elsewhere_with_the_pairs_it_counted(
     do_label, left_out, monkeypatch, tmp_path
 ):
@@ -318,7 +319,12 @@ def test_near_copies_are_left_out(do_label):
 
 
 @pytest.mark.parametrize(
-    ("scaling", "method"), [("min_max", "sampled"), ("quantile", "exact"), ("none", "exact")]
+    ("scaling", "method"),
+    [
+        ("min_max", "sampled"),
+        ("quantile", "exact"),
+        pytest.param("none", "exact", marks=pytest.mark.slow),
+    ],
 )
 def test_ends_that_are_trimmed_get_no_label(do_label, scaling, method):
     unit, codes = some_alone()

@@ -202,6 +202,7 @@ def cut(path):
     return whole
 
 
+@pytest.mark.slow
 def test_lost_part_of_an_archive_stops_the_run_until_it_is_mended(faces, by_folder, tmp_path):
     source, renamed = as_tar(*faces, tmp_path)
     shard = tmp_path / "shards" / "1.tar"

@@ -16,6 +16,7 @@ from ray.train import ControllerError, WorkerGroupError
 from sdd_ray.core.fitting import Fitter
 from sdd_ray.engine import training, training_data
 from sdd_ray.engine.fitting import Fit
+from sdd_ray.engine.metrics import Advance
 from sdd_ray.engine.training import check_resources, feeds, new_fit, plan_fit, train_network
 from sdd_ray.engine.training_data import Unreadable, batches, decoded, image_datasets
 from sdd_ray.engine.training_rows import Rows, prepare
@@ -227,6 +228,43 @@ def test_images_that_are_gone_stop_no_worker_and_are_named(tmp_path, monkeypatch
     assert len(trained.predicted) == data.validation.num_rows - 4
 
 
+class Told:
+    """Stands in for metrics: what is finished, and what is open after each time."""
+
+    def __init__(self):
+        self.finished, self.open = 0, []
+
+    def done(self, items, left):
+        self.finished += max(items, 0)
+        self.open.append(left)
+
+
+def test_images_trained_again_count_again_and_an_early_end_leaves_none_open():
+    told = Told()
+    advance = Advance(told, total=100, at=20)
+    for at in (30, 60, 40, 70):  # workers were lost at 60; the last checkpoint was at 40
+        advance.reach(at)
+    advance.end()
+    assert told.finished == 10 + 30 + 30
+    assert told.open == [80, 70, 40, 60, 30, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_training_that_goes_on_tells_no_finished_epoch_as_open(tmp_path, monkeypatch):
+    told = {}
+    for epochs in (1, 2):
+        told[epochs] = Told()
+        monkeypatch.setattr(training, "stage_metrics", {"train": told[epochs]}.get)
+        optimiser = OptimiserConfig(epochs=epochs, batch_size=16, warm_up_epochs=0)
+        (tmp_path / str(epochs)).mkdir()
+        plan, data = prepared(tmp_path / str(epochs), optimiser=optimiser)
+        do_train(plan, data, tmp_path)
+    images = data.train.num_rows
+    assert (told[1].finished, told[1].open) == (images, [images, 0, 0])
+    assert (told[2].finished, told[2].open) == (images, [images, 0, 0])
+
+
 def fitted(tmp_path, name, **changes):
     """Return a fit in this process, without Ray Train, and the results of its epochs."""
     (tmp_path / name).mkdir()
@@ -270,11 +308,13 @@ def test_lines_within_an_epoch_tell_rate_and_time_left(tmp_path, monkeypatch):
     monkeypatch.setattr("sdd_ray.engine.fitting._SECONDS_BETWEEN_LINES", 0.0)
     fit, feed = fitted(tmp_path, "a")
     said = []
-    fit.say = said.append
-    next(fit.epochs(None, *feed))
-    assert len(said) == 2
-    assert said[0].startswith("epoch 1 of 2, 16 of 42 images (38 %), loss ")
-    assert said[0].endswith(" left")
+    fit.say = lambda line, images: said.append((line, images))
+    results = fit.epochs(None, *feed)
+    next(results)
+    next(results)
+    assert [images for _, images in said] == [16, 32, 42 + 16, 42 + 32]
+    assert said[0][0].startswith("epoch 1 of 2, 16 of 42 images (38 %), loss ")
+    assert said[0][0].endswith(" left")
 
 
 @pytest.mark.slow

@@ -277,6 +277,7 @@ def test_budget_ends_the_search_and_what_was_reached_counts(labels, tmp_path):
     assert [told(result) for result in again] == [told(result) for result in results]
 
 
+@pytest.mark.slow
 def test_budget_in_which_nothing_ends(labels, tmp_path):
     config = tune_config(labels, tmp_path, budget_s=0.01)
     with pytest.raises(SddError, match=r"no trial finished an epoch .* within budget_s=0.01"):
