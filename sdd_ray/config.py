@@ -197,7 +197,9 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> str:
     *parents, last = key.split(".")
     branch = tree
     for parent in parents:
-        child = branch.setdefault(parent, {})
+        if branch.get(parent) is None:  # also what a file has as null: keys below it are its first
+            branch[parent] = {}
+        child = branch[parent]
         if not isinstance(child, dict):
             return parent
         branch = child

@@ -15,11 +15,11 @@ def run(config: EvaluateConfig) -> None:
     Raises:
         SddError: An input, the output or the cluster is not as it should be.
     """
-    from sdd_ray.engine.assessing import Evaluation, evaluate_methods, read_methods
+    from sdd_ray.engine.assessing import evaluate_by
+    from sdd_ray.engine.evaluating import ComparedSet
     from sdd_ray.engine.evaluation_output import publish, terminal_table
     from sdd_ray.engine.evaluation_report import REPORT
-    from sdd_ray.engine.evaluation_tables import read_groups
-    from sdd_ray.engine.listed import compare
+    from sdd_ray.engine.evaluation_tables import Groups, read_groups
     from sdd_ray.engine.room import pool_size
     from sdd_ray.engine.session import session
     from sdd_ray.store.dataset import open_dataset
@@ -35,19 +35,19 @@ def run(config: EvaluateConfig) -> None:
         if dataset is not None
     }
     output = OutputRun(output_location(config.output), "evaluate", config, inputs)
+    groups: list[Groups] = []  # by the images of the first recogniser
+
+    def check(compared: ComparedSet) -> None:
+        if config.groups is not None and not groups:
+            groups.append(read_groups(config.groups, compared))
+
     if not output.is_complete:
         with session(config.ray):
             pool_size(None, cpus=1.0, gpus=0.0)  # for tasks, which would wait for ever without any
-            evaluations: list[Evaluation] = []
-            groups = None
-            for name, dataset in datasets.items():
-                everything = compare(dataset, config.comparisons, config.fmr)
-                compared, read = read_methods(config, everything)
-                if config.groups is not None and groups is None:  # of the first recogniser
-                    groups = read_groups(config.groups, compared)
-                methods = evaluate_methods(config, compared, read)
-                evaluations.append(Evaluation(name, compared, methods))
-        publish(config, evaluations, groups, output)
+            evaluations = [
+                evaluate_by(name, dataset, config, check) for name, dataset in datasets.items()
+            ]
+        publish(config, evaluations, groups[0] if groups else None, output)
     sys.stdout.write(terminal_table(output.output) + "\n")
     sys.stdout.write(f"report: {(output.output / REPORT).uri}\n")
 

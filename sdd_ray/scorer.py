@@ -138,7 +138,8 @@ def _each(
 ) -> Iterator[tuple[ImageLike, Sequence[float] | None]]:
     """Yield each image with its landmarks."""
     is_one = isinstance(images, (str, os.PathLike, bytes)) or (
-        isinstance(images, np.ndarray) and images.ndim < 4
+        # of paths or of bytes, such as a column of a table, it is many
+        isinstance(images, np.ndarray) and images.ndim < 4 and images.dtype.kind not in "OUS"
     )
     listed = cast("Iterable[ImageLike]", [images] if is_one else images)
     if landmarks is None:

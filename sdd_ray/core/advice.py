@@ -39,7 +39,8 @@ class RankCounts:
         images: (U,) images.
         mated: (U,) mated comparisons, of the lower rank of their images.
         missed: (U,) those of them that are false non-matches; NaN where nobody knows.
-        qualities: (U,) quality of each rank, increasing.
+        qualities: (U,) quality of each rank, increasing; minus infinity for failures, which no
+            threshold accepts.
     """
 
     images: Sums
@@ -48,7 +49,11 @@ class RankCounts:
     qualities: NDArray[np.float64]
 
     def at(self, rank: int) -> Advice:
-        """Return what asking for the quality of a rank does."""
+        """Return what asking for the quality of a rank does, or the lowest one that is known."""
+        known = np.flatnonzero((self.images > 0) & ~np.isneginf(self.qualities))
+        if not len(known):
+            return UNREACHABLE
+        rank = max(rank, int(known[0]))
         mated = self.mated[rank:].sum()
         return Advice(
             threshold=float(self.qualities[rank]),
@@ -59,6 +64,8 @@ class RankCounts:
 
 def advise_discard(counts: RankCounts, most: float) -> Advice:
     """Return the highest quality that discards at most a share of the images.
+
+    Failures are never accepted: where they are more, it is the lowest quality.
 
     Args:
         counts: Of each rank.

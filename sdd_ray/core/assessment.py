@@ -70,6 +70,7 @@ class Assessment:
         aoc: The paper's area over the EVRC on its grid, higher is better.
         advice: Quality thresholds, first those for the protocol's `advice_discards`, then those for
             its `advice_fnmrs`; none by other pair qualities than the minimum.
+        lowest: The lowest similarity threshold of all; NaN where there is none.
     """
 
     fmr: float
@@ -83,6 +84,7 @@ class Assessment:
     areas: dict[float, LimitArea]
     aoc: Area
     advice: tuple[Advice, ...] = ()
+    lowest: float = math.nan
 
 
 def assess(
@@ -209,6 +211,7 @@ def _assessment(
         table_evrc=errors_at(moving.curve, asked),
         areas=areas,
         aoc=aoc(moving.curve),
+        lowest=float(np.fmin.reduce(np.append(moving.curve.thresholds, point.threshold))),
     )
 
 
@@ -237,6 +240,7 @@ def mean_assessment(parts: Sequence[Assessment]) -> Assessment:
         areas=areas,
         aoc=_mean_area([p.aoc for p in parts]),
         advice=parts[0].advice if len(parts) == 1 else (),
+        lowest=float(np.fmin.reduce([part.lowest for part in parts])),
         **means,
     )
 

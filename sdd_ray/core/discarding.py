@@ -222,6 +222,7 @@ def top_nonmated(
     second: NDArray[np.int32],
     similarities: Similarities,
     largest_fmr: float,
+    least: int = 0,
 ) -> TopNonmated:
     """Return the largest similarities of comparisons that are all at hand.
 
@@ -230,13 +231,14 @@ def top_nonmated(
         second: (K,) the other one.
         similarities: (K,) of the comparisons.
         largest_fmr: Largest false match rate that will be asked for, in (0, 1): for speed.
+        least: How many are wanted at least, if there are.
 
     Raises:
         ValueError: There is no comparison, or a similarity is NaN.
     """
     check_similarities(similarities, "nonmated")
     size = similarities.size
-    wanted = min(size, max(_LEAST_KEPT, math.ceil(_SPARE * largest_fmr * size)))
+    wanted = min(size, max(_LEAST_KEPT, least, math.ceil(_SPARE * largest_fmr * size)))
     top = np.arange(size)
     if wanted < size:
         top = np.argpartition(similarities, size - wanted)[size - wanted :]

@@ -75,16 +75,16 @@ class ComparedSides:
 
     @classmethod
     def of(
-        cls, mated: ComparedPairs, nonmated: ComparedPairs, fmrs: Sequence[float]
+        cls, mated: ComparedPairs, nonmated: ComparedPairs, fmrs: Sequence[float], least: int = 0
     ) -> "ComparedSides":
-        """Sort what is needed for some false match rates.
+        """Sort what is needed for some false match rates, and as many as `least` if there are.
 
         Raises:
             ValueError: A kind of comparison is missing, or a similarity is NaN.
         """
         check_similarities(mated.similarities, "mated")
         given = (nonmated.first, nonmated.second, nonmated.similarities)
-        return cls(mated, top_nonmated(*given, max(fmrs)), nonmated)
+        return cls(mated, top_nonmated(*given, max(fmrs), least), nonmated)
 
     def points(self, fmrs: Sequence[float]) -> list[OperatingPoint]:
         """Return threshold and achieved rate before anything is discarded, for each rate."""

@@ -37,8 +37,7 @@ def average_templates(
     frames = np.diff(np.append(starts, len(order)))
     means = np.add.reduceat(unit[order].astype(np.float64), starts) / frames[:, None]
     owners = t[starts]
-    sums = np.add.reduceat(means, np.searchsorted(owners, np.arange(number)))
-    return normalise(sums.astype(np.float32))[0]
+    return _unit(np.add.reduceat(means, np.searchsorted(owners, np.arange(number))))
 
 
 def weighted_templates(
@@ -70,7 +69,15 @@ def weighted_templates(
     used = np.where(largest[templates] > 0, known, 1.0)
     sums = np.zeros((number, unit.shape[1]))
     np.add.at(sums, templates, used[:, None] * unit)
-    return normalise(sums.astype(np.float32))[0]
+    return _unit(sums)
+
+
+def _unit(sums: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the rows scaled to unit length; those of zeros stay."""
+    rows = sums.astype(np.float32)
+    is_some = rows.any(axis=1)
+    rows[is_some] = normalise(rows[is_some])[0]
+    return rows
 
 
 def template_qualities(

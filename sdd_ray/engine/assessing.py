@@ -1,6 +1,8 @@
 """Assess all methods of an evaluation on Ray, and again in every draw of its people."""
 
-from collections.abc import Mapping, Sequence
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -22,16 +24,22 @@ from sdd_ray.core.resampling import (
     weigh,
 )
 from sdd_ray.core.templates import template_qualities
-from sdd_ray.engine.evaluating import ComparedSet
+from sdd_ray.engine.evaluating import MOST_KEPT, ComparedSet
+from sdd_ray.engine.listed import compare
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.qualities import Qualities, read_qualities
 from sdd_ray.engine.tasks import on_fetched, run_tasks
 from sdd_ray.errors import InputError
 from sdd_ray.report.curves import CurveKind
 from sdd_ray.settings import EvaluateConfig, MethodConfig
+from sdd_ray.store.dataset import Dataset
 
 RANDOM: Literal["random"] = "random"
 _DRAWS_PER_TASK = 10
+_SPARE_IN_DRAWS = 1.5
+"""Times as deep as those of all people may thresholds of drawn people lie."""
+_DEEPER = 4
+"""Times as many similarities are kept after too few were."""
 
 Floats = NDArray[np.float64]
 
@@ -113,6 +121,48 @@ def read_methods(
     return fewer, [[replace(seed, values=seed.values[kept]) for seed in m] for m in read]
 
 
+def evaluate_by(
+    name: str,
+    dataset: Dataset | None,
+    config: EvaluateConfig,
+    check: Callable[[ComparedSet], None],
+) -> Evaluation:
+    """Return what all methods are worth by one recogniser.
+
+    Compares again, and keeps more of the largest similarities, where a threshold lies below them.
+
+    Args:
+        name: Of the recogniser.
+        dataset: Its embeddings; None where a list has the similarities.
+        config: The evaluation.
+        check: Called with the comparisons before they are assessed; its errors end the work.
+
+    Raises:
+        InputError: An input is not as it should be, or memory does not hold all that is needed.
+    """
+    depth = 1
+    while True:
+        everything = compare(dataset, config.comparisons, config.fmr, depth)
+        compared, read = read_methods(config, everything)
+        check(compared)
+        try:
+            return Evaluation(name, compared, evaluate_methods(config, compared, read))
+        except NotDeepEnoughError:
+            assert everything.top is not None  # noqa: S101 - else all similarities are at hand
+            kept = len(everything.top.sorted)
+            if kept > MOST_KEPT / 2:
+                raise InputError(
+                    f"after a discard a threshold lies below the {kept:,} largest nonmated"
+                    " similarities, and not many more fit in memory; compare a sample"
+                    " (comparisons.max_nonmated), or ask for a smaller fmr"
+                ) from None
+            sys.stderr.write(
+                f"evaluate: a threshold lies below the {kept:,} largest nonmated similarities;"
+                f" comparing again, to keep {_DEEPER} times as many\n"
+            )
+            depth *= _DEEPER
+
+
 def evaluate_methods(
     config: EvaluateConfig, compared: ComparedSet, read: Sequence[Sequence[Qualities]]
 ) -> list[MethodResult]:
@@ -125,13 +175,20 @@ def evaluate_methods(
 
     Raises:
         InputError: A false match rate asks for more nonmated comparisons than there are.
+        NotDeepEnoughError: More of the largest nonmated similarities are needed than were kept.
     """
-    _check_rates(config, compared.num_made)
+    _check_rates(config, compared)
     given = [[seed.values for seed in method] for method in read]
     protocol = protocol_of(config)
-    sides = ray.put(compared.sides(config.fmr))
-    *seeds, of_random = _assessments(sides, [*given, _random(config, compared)], protocol)
-    draws = _draws(config, compared, sides, given, protocol)
+    sides = compared.sides(config.fmr)
+    held = ray.put(sides)
+    *seeds, of_random = _assessments(held, [*given, _random(config, compared)], protocol)
+    least = _needed_in_draws(sides, [a for of_method in seeds for seed in of_method for a in seed])
+    if least > len(sides.top.sorted):
+        if compared.top is not None:
+            raise NotDeepEnoughError
+        held = ray.put(compared.sides(config.fmr, least))
+    draws = _draws(config, compared, held, given, protocol)
     results = [
         MethodResult(method.name, method.kind, _together(qualities), _means(found), drawn, found)
         for method, qualities, found, drawn in zip(config.methods, read, seeds, draws, strict=True)
@@ -139,6 +196,14 @@ def evaluate_methods(
     random = Qualities(_random(config, compared)[0], 0, 0, 0)
     results.append(MethodResult(RANDOM, RANDOM, random, _means(of_random)))
     return results
+
+
+def _needed_in_draws(sides: ComparedSides, found: Sequence[Assessment]) -> int:
+    """Return how many of the largest nonmated similarities thresholds of draws may lie among."""
+    lowest = np.fmin.reduce([assessment.lowest for assessment in found])
+    top = sides.top
+    above = np.count_nonzero((top.sorted if top.all is None else top.all) > lowest)
+    return min(math.ceil(_SPARE_IN_DRAWS * above), top.size)
 
 
 def _together(seeds: Sequence[Qualities]) -> Qualities:
@@ -161,13 +226,19 @@ def _read(method: MethodConfig, compared: ComparedSet) -> Qualities:
     return replace(of_images, values=values)
 
 
-def _check_rates(config: EvaluateConfig, made: int) -> None:
-    needed = 1.0 / min(config.fmr)
-    if made < needed:
-        raise InputError(
-            f"fmr={min(config.fmr):g} needs at least {needed:,.0f} nonmated comparisons, there are"
-            f" {made:,}; ask for a larger fmr or compare more images"
+def _check_rates(config: EvaluateConfig, compared: ComparedSet) -> None:
+    needed, made = 1.0 / min(config.fmr), compared.num_made
+    if made >= needed:
+        return
+    remedy = "compare more images"
+    if compared.num_nonmated >= needed:
+        remedy = (
+            f"make more of the {compared.num_nonmated:,} that there are (comparisons.max_nonmated)"
         )
+    raise InputError(
+        f"fmr={min(config.fmr):g} needs at least {needed:,.0f} nonmated comparisons, {made:,} are"
+        f" made; ask for a larger fmr or {remedy}"
+    )
 
 
 def _random(config: EvaluateConfig, compared: ComparedSet) -> list[Floats]:
@@ -189,11 +260,7 @@ def _assessments(
     found: list[tuple[list[Assessment], ...]] = [() for _ in work]
     for made, number in run_tasks(calls):
         if made is None:
-            raise InputError(
-                "after a discard that spares false matches a threshold lies below the largest"
-                " similarities that were kept; ask for smaller fmr, or compare a sample"
-                " (comparisons.max_nonmated)"
-            )
+            raise NotDeepEnoughError
         found[number] += (made,)
         progress.update(int(len(found[number]) == len(work[number])))
     progress.close()

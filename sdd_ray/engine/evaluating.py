@@ -1,5 +1,6 @@
 """Compare the images of a set with each other on Ray."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,10 +39,14 @@ _HELD = 20_000_000
 """Nonmated comparisons that are held; of more, only the largest are."""
 _SAMPLE = 2_000_000
 """Of those that are not held: to find where to cut, and for the figure of their distribution."""
-_SPARE = 2.5
+_SPARE = 4.0
 """Times as many are kept as the largest rate lets through: after a discard that spares false
 matches, the threshold lies deeper than before."""
-_MOST_KEPT = 150_000_000
+_LEAST_SPARE = 2.5
+"""The same where memory allows no more."""
+_LEAST_KEPT = 1_000_000
+"""For small rates, which let so few through that chance decides how deep a threshold lies."""
+MOST_KEPT = 150_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,10 +95,16 @@ class ComparedSet:
         """Nonmated comparisons made."""
         return len(self.nonmated.first) if self.top is None else self.top.size
 
-    def sides(self, fmrs: Sequence[float]) -> ComparedSides:
-        """Return the comparisons ready to be assessed at some false match rates."""
+    def sides(self, fmrs: Sequence[float], least: int = 0) -> ComparedSides:
+        """Return the comparisons ready to be assessed at some false match rates.
+
+        Args:
+            fmrs: The rates.
+            least: How many of the largest nonmated similarities are sorted at least, where all are
+                held.
+        """
         if self.top is None:
-            return ComparedSides.of(self.mated, self.nonmated, fmrs)
+            return ComparedSides.of(self.mated, self.nonmated, fmrs, least)
         return ComparedSides(self.mated, self.top)
 
     def among(self, kept: NDArray[np.bool_]) -> "ComparedSet":
@@ -142,13 +153,16 @@ class ComparedSet:
         )
 
 
-def compare_all(dataset: Dataset, config: ComparisonsConfig, fmrs: Sequence[float]) -> ComparedSet:
+def compare_all(
+    dataset: Dataset, config: ComparisonsConfig, fmrs: Sequence[float], depth: int = 1
+) -> ComparedSet:
     """Return the comparisons between the images of the configured identities.
 
     Args:
         dataset: Embeddings.
         config: Which identities, and how many nonmated comparisons.
         fmrs: False match rates that will be asked for.
+        depth: Times as many of the largest similarities are kept as usual, where not all are held.
 
     Raises:
         InputError: No mated or no nonmated comparison can be made, or a file is damaged.
@@ -178,7 +192,7 @@ def compare_all(dataset: Dataset, config: ComparisonsConfig, fmrs: Sequence[floa
     mated = _compared(unit, *ends)
     drawn = sampled_nonmated(codes, limit or _SAMPLE, config.seed)
     sample = _compared(unit, *drawn)
-    top = None if limit is not None else _largest(unit, codes, sample, max(fmrs))
+    top = None if limit is not None else _largest(unit, codes, sample, max(fmrs), depth)
     return ComparedSet(ids, codes, unit, mated, sample, total, identities=people, top=top)
 
 
@@ -226,7 +240,11 @@ def _compared(
 
 
 def _largest(
-    unit: NDArray[np.float32], codes: NDArray[np.int64], sample: ComparedPairs, fmr: float
+    unit: NDArray[np.float32],
+    codes: NDArray[np.int64],
+    sample: ComparedPairs,
+    fmr: float,
+    depth: int,
 ) -> TopNonmated:
     """Return the largest of all nonmated similarities, found tile by tile.
 
@@ -234,14 +252,17 @@ def _largest(
     estimated from the sample.
     """
     total = count_nonmated(codes)
-    wanted = _SPARE * fmr * total
-    if wanted > _MOST_KEPT:
+    least = min(_LEAST_SPARE * fmr * total, total)
+    if least > MOST_KEPT:
         raise InputError(
-            f"fmr={fmr:g} of all {total:,} nonmated comparisons needs the {wanted:,.0f} largest in"
-            f" memory, more than {_MOST_KEPT:,}; ask for smaller rates, or for a sample"
+            f"fmr={fmr:g} of all {total:,} nonmated comparisons needs the {least:,.0f} largest in"
+            f" memory, more than {MOST_KEPT:,}; ask for smaller rates, or for a sample"
             " (comparisons.max_nonmated)"
         )
-    cutoff = float(np.quantile(sample.similarities, 1 - _SPARE * fmr))
+    wanted = min(depth * max(_SPARE * fmr * total, _LEAST_KEPT), MOST_KEPT)
+    cutoff = -math.inf  # everything
+    if wanted < total:
+        cutoff = float(np.quantile(sample.similarities, 1 - wanted / total))
     held = [ray.put(unit), ray.put(codes)]
     tiles = _by_rows("compare", largest_of_tile, held, len(unit), (cutoff,))
     pairs = _joined(tiles)

@@ -77,6 +77,7 @@ def publish(
         "left_out": compared.counts,
         "discard_fractions": list(config.discard_fractions),
         "discard_limit": config.discard_limit,
+        "discarded": config.discarded,
         "draws": config.bootstrap.draws,
         "recogniser": config.recogniser,
         "summary": rows,
@@ -134,7 +135,8 @@ def terminal_table(output: Location) -> str:
     groups = dict.fromkeys((row["recogniser"], row["fmr"]) for row in results["summary"])
     for recogniser, fmr in groups:
         by = "" if recogniser == results["recogniser"] else f"by {recogniser}, "
-        lines += ["", f"{by}FNMR in % at FMR {fmr:g}, images discarded:", f"{'':<{width}}{head}"]
+        lines += ["", f"{by}FNMR in % at FMR {fmr:g}, {results['discarded']} discarded:"]
+        lines.append(f"{'':<{width}}{head}")
         wanted = {"recogniser": recogniser, "fmr": fmr}
         for row in (r for r in results["summary"] if wanted.items() <= r.items()):
             errors = "".join(f"{_number(row[f'evrc_{f:g}'], 100, 2):>8}" for f in fractions)

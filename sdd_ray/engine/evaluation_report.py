@@ -121,10 +121,12 @@ def report_files(sections: Sequence[Section], results: Mapping[str, Any]) -> dic
 def caution(config: EvaluateConfig) -> str:
     """Return what a reader must know of the compared images, or nothing."""
     models = [method.name for method in config.methods if method.kind == "model"]
-    if config.comparisons.splits is not None or not models:
+    made = config.comparisons
+    if not models or (made.splits is not None and made.part == "holdout"):
         return ""
+    given = f"comparisons.part={made.part}" if made.splits else "comparisons.splits is not given"
     return (
-        f"comparisons.splits is not given: {', '.join(models)} may have been trained on the"
+        f"{given}: {', '.join(models)} may have been trained on the"
         " compared images, and then looks better here than on others."
     )
 
@@ -143,9 +145,10 @@ def _worth(config: EvaluateConfig, methods: list[MethodResult]) -> Section:
         "A quality is worth what it saves: discard the images of lowest quality, and the recogniser"
         " should fail less often on the others. FNMR is the share of comparisons of one person that"
         " are missed, at a threshold that lets through the stated share (FMR) of comparisons of two"
-        " people.\n\nEVRC: images are discarded, and the threshold is solved again on the rest (the"
-        " paper). EDC: mated comparisons are discarded by the lower quality of the two images, at a"
-        " fixed threshold (ISO/IEC 29794-1). Images of equal quality leave together; "
+        f" people.\n\nEVRC: {config.discarded} are discarded, and the threshold is solved again on"
+        " the rest (the paper). EDC: mated comparisons are discarded by the"
+        f" {config.pair_quality} of the qualities of the two images, at a fixed threshold (ISO/IEC"
+        " 29794-1). Images of equal quality leave together; "
         f"{_FAILURES[config.failures]}.{seeds_in_words(config)}\n\n"
     )
     return Section(
@@ -180,7 +183,7 @@ def _tables(config: EvaluateConfig, methods: list[MethodResult]) -> list[Table]:
             ]
             for m, a in found
         ]
-        title = f"EVRC: FNMR in %, images discarded. {caption}"
+        title = f"EVRC: FNMR in %, {config.discarded} discarded. {caption}"
         tables.append(Table(["method", *heads, *areas], rows, title, _undefined(config, found)))
         rows = [[m.name, *(100 * a.table_edc).tolist()] for m, a in found]
         tables.append(

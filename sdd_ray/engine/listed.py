@@ -27,7 +27,7 @@ from sdd_ray.store.dataset import Dataset
 
 
 def compare(
-    dataset: Dataset | None, config: ComparisonsConfig, fmrs: Sequence[float]
+    dataset: Dataset | None, config: ComparisonsConfig, fmrs: Sequence[float], depth: int = 1
 ) -> ComparedSet:
     """Return the comparisons of a list if one is configured, else all of the embeddings.
 
@@ -35,13 +35,14 @@ def compare(
         dataset: Embeddings; None where the list has the similarities.
         config: What to compare.
         fmrs: False match rates that will be asked for.
+        depth: See `compare_all`.
 
     Raises:
         InputError: See `compare_listed` and `compare_all`.
     """
     if dataset is None or config.is_listed:
         return compare_listed(dataset, config)
-    return compare_all(dataset, config, fmrs)
+    return compare_all(dataset, config, fmrs, depth)
 
 
 def compare_listed(dataset: Dataset | None, config: ComparisonsConfig) -> ComparedSet:

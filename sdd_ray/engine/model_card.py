@@ -118,9 +118,9 @@ def _worth(evaluated: Mapping[str, Any] | None) -> list[str]:
     lines.append(
         f"{evaluated['images']:,} images of {evaluated['identities']:,} people,"
         f" {evaluated['mated_comparisons']:,} mated and {evaluated['nonmated_comparisons']:,}"
-        f" nonmated comparisons; recogniser: {evaluated['recogniser']}. FNMR after images are"
-        " discarded and the threshold is solved again; pAUC: 1 is no use, lower is better (95 % of"
-        " the draws of people)."
+        f" nonmated comparisons; recogniser: {evaluated['recogniser']}. FNMR after"
+        f" {evaluated.get('discarded', 'images')} are discarded and the threshold is solved again;"
+        " pAUC: 1 is no use, lower is better (95 % of the draws of people)."
     )
     rows = [
         [

@@ -131,6 +131,7 @@ def read_scored(path: str) -> NumberedPairs:
     else:
         table = read_any(path, COLUMNS)
     try:
+        _check_mated(table["mated"])
         cast = pa.schema(
             zip(COLUMNS, (pa.string(), pa.string(), pa.bool_(), pa.float32()), strict=True)
         )
@@ -140,6 +141,14 @@ def read_scored(path: str) -> NumberedPairs:
     if table["mated"].null_count:
         raise InputError(f"{path}: {table['mated'].null_count} comparisons say not whether mated")
     return number_pairs(table, path)
+
+
+def _check_mated(mated: pa.ChunkedArray) -> None:
+    """Check numbers, of which Arrow would take any but 0 as true."""
+    if pa.types.is_integer(mated.type) or pa.types.is_floating(mated.type):
+        values = mated.drop_null().to_numpy()
+        if not np.isin(values, (0, 1)).all():
+            raise ValueError(f"mated is 1 or 0, got {values[~np.isin(values, (0, 1))][0]}")
 
 
 def _csv(path: str, content: bytes) -> pa.Table:

@@ -8,6 +8,7 @@ Source:
     `path score` lines: the extraction scripts of CR-FIQA, SER-FIQ, MagFace and others.
 """
 
+import csv
 import io
 
 import pyarrow as pa
@@ -53,6 +54,7 @@ def read_scores(path: str, key: str, column: str) -> pa.Table:
     try:
         table = pa_csv.read_csv(
             io.BytesIO(content),
+            pa_csv.ReadOptions(column_names=names, skip_rows=1),
             parse_options=pa_csv.ParseOptions(delimiter=delimiter),
             convert_options=pa_csv.ConvertOptions(
                 include_columns=[key, column], column_types={key: pa.string()}
@@ -65,7 +67,10 @@ def read_scores(path: str, key: str, column: str) -> pa.Table:
 
 def _columns(head: str, delimiters: str, key: str) -> tuple[list[str], str]:
     """Return the names of the columns, and what separates them: what makes the key one of them."""
-    found = [([name.strip().strip('"') for name in head.split(d)], d) for d in delimiters]
+    found = [
+        ([name.strip() for row in csv.reader([head], delimiter=d) for name in row], d)
+        for d in delimiters
+    ]
     return next((f for f in found if key in f[0]), max(found, key=lambda f: len(f[0])))
 
 

@@ -218,8 +218,17 @@ class EvaluateConfig:
             raise ValueError(f"discard_fractions must increase, got {list(self.discard_fractions)}")
         if len(set(self.fmr)) < len(self.fmr):
             raise ValueError(f"fmr names a rate twice, got {list(self.fmr)}")
-        if self.pair_quality != "minimum" and self.discarded == "images":
+        if self.pair_quality != "minimum":
+            self._check_other_pair_quality()
+
+    def _check_other_pair_quality(self) -> None:
+        if self.discarded == "images":
             raise ValueError(f"pair_quality={self.pair_quality} needs discarded=comparisons")
+        if self.groups is not None:
+            raise ValueError(
+                f"groups need pair_quality=minimum, got {self.pair_quality}: they tell whose images"
+                " a quality discards"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -120,8 +120,8 @@ class LabelConfig:
     min_images: PositiveInt = 1
     """Identities of fewer images get no label; they still count as other people."""
     max_mated_similarity: Similarity | None = None
-    """Mated similarities above it, as of near copies, are left out of the distribution. Null: none
-    (`exact` and `leave_one_out`)."""
+    """Mated similarities above it, as of near copies, are left out of the distribution
+    (`exact` only). Null: none."""
     trim: TrimConfig = field(default_factory=TrimConfig)
     count_with: NonNegativeInt = 256
     """Random images to which the similarities of every image are counted, for its nonmated
@@ -143,7 +143,7 @@ class LabelConfig:
                 f" distance; it needs scaling=min_max, got {self.scaling}"
             )
         limited = self.max_mated_similarity is not None
-        if limited and self.method in ("sampled", "all_pairs"):
+        if limited and self.method != "exact":
             raise ValueError(
                 f"max_mated_similarity is not known to method={self.method}; use method=exact"
             )

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from sdd_ray.core.calibration import Calibration, calibration_from_dict
@@ -58,9 +59,9 @@ class QualityModel:
         Raises:
             InputError: The model has no threshold of this name.
         """
-        if isinstance(threshold, int):
-            return Acceptance(threshold, is_raw=False)
-        if threshold not in self.thresholds:
+        if isinstance(threshold, Integral):  # also numpy's
+            return Acceptance(int(threshold), is_raw=False)
+        if not isinstance(threshold, str) or threshold not in self.thresholds:
             known = ", ".join(sorted(self.thresholds)) or "none; see calibrate"
             raise InputError(f"the model has no threshold {threshold!r}; it has {known}")
         return Acceptance(self.thresholds[threshold].raw, is_raw=True)

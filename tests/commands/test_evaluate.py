@@ -158,7 +158,7 @@ def test_results_depend_on_no_order_of_rows(do_evaluate, tmp_path):
         ("embeddings=/nowhere", "/nowhere: expected a dataset written by embed"),
         ("methods=[{name: q, path: /nowhere.parquet}]", "/nowhere.parquet"),
         ("methods=[{name: q, path: %s, column: quality}]", "no column quality"),
-        ("fmr=[1e-4]", "fmr=0.0001 needs at least 10,000 nonmated comparisons, there are 1,650"),
+        ("fmr=[1e-4]", "fmr=0.0001 needs at least 10,000 nonmated comparisons, 1,650 are made"),
         ("comparisons.splits=/nowhere.parquet", "/nowhere.parquet"),
         ("groups.path=/nowhere.csv", "/nowhere.csv"),
     ],

@@ -152,5 +152,5 @@ def test_only_what_needs_quotes_gets_them():
     plain = pa.table({"image_id": ["a/b.jpg"], "quality": [3]})
     assert csv_bytes(plain) == b"image_id,quality\na/b.jpg,3\n"
     needy = pa.table({"image_id": ["a,b.jpg"], "quality": [3]})
-    assert csv_bytes(needy) == b'"image_id","quality"\n"a,b.jpg",3\n'
+    assert csv_bytes(needy) == b'image_id,quality\n"a,b.jpg",3\n'
     assert csv_bytes(needy, ";", header=False) == b"a,b.jpg;3\n"

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pytest
 from made_datasets import Rows, write_embeddings
 
-from sdd_ray.engine import evaluating
-from sdd_ray.engine.assessing import evaluate_methods, protocol_of, read_methods
+from sdd_ray.core import discarding
+from sdd_ray.engine import assessing, evaluating
+from sdd_ray.engine.assessing import evaluate_by, evaluate_methods, protocol_of, read_methods
 from sdd_ray.engine.evaluating import compare_all
 from sdd_ray.engine.evaluation_tables import Groups, group_table
 from sdd_ray.engine.qualities import read_qualities
@@ -218,7 +219,7 @@ def test_an_image_named_twice(tmp_path):
 
 def test_too_few_comparisons_for_the_rate(tmp_path):
     method = write_qualities(tmp_path / "q.parquet", GOOD)
-    message = r"fmr=0\.1 needs at least 10 nonmated comparisons, there are 9; ask for a larger fmr"
+    message = r"fmr=0\.1 needs at least 10 nonmated comparisons, 9 are made; ask for a larger fmr"
     with pytest.raises(InputError, match=message):
         evaluated(tmp_path, method, fmr=(0.5, 0.1))
 
@@ -244,6 +245,8 @@ def many(tmp_path, monkeypatch):
     held = compared(tmp_path / "a", made, max_nonmated=None)
     monkeypatch.setattr(evaluating, "_HELD", 0)
     monkeypatch.setattr(evaluating, "_SAMPLE", 3000)
+    monkeypatch.setattr(evaluating, "_LEAST_KEPT", 0)
+    monkeypatch.setattr(evaluating, "_SPARE", 2.5)
     streamed = compared(tmp_path / "b", made, max_nonmated=None)
     quality = np.where(generator.random(160) < 0.1, np.nan, -noise)
     ids = dict(zip(made.image_ids, quality.tolist(), strict=True))
@@ -287,16 +290,66 @@ def test_draws_of_comparisons_that_are_not_held(many):
         np.testing.assert_allclose(one[known], other[known], atol=1e-9)
 
 
-def test_more_is_needed_than_was_kept(tmp_path, monkeypatch):
+def test_draws_reach_as_deep_as_the_figures_do(tmp_path, monkeypatch):
+    """A quality that knows the images which look alike spares false matches: thresholds fall."""
+    generator = np.random.default_rng(3)
+    codes = np.arange(240) // 6
+    unit = generator.standard_normal((240, 16))
+    faceless = generator.random(240) < 0.15
+    unit[faceless] = unit[0] + 0.3 * generator.standard_normal((int(faceless.sum()), 16))
+    unit = (unit / np.linalg.norm(unit, axis=1, keepdims=True)).astype(np.float32)
+    made = Rows(unit, codes)
+    ids = dict(zip(made.image_ids, (~faceless + generator.random(240) / 2).tolist(), strict=True))
+    config = EvaluateConfig(
+        embeddings="any",
+        output="any",
+        methods=(write_qualities(tmp_path / "q.parquet", ids),),
+        fmr=(0.01,),
+        bootstrap=BootstrapConfig(draws=100),
+    )
+    found = compared(tmp_path, made)
+    drawn = {}
+    for least in (1, 10**6):  # as few as the rate lets through, and all of them
+        monkeypatch.setattr(discarding, "_LEAST_KEPT", least)
+        monkeypatch.setattr(discarding, "_SPARE", 1.0)
+        drawn[least] = evaluate_methods(*read_with(config, found))[0].draws
+    for name in ("edc", "evrc", "paucs", "aocs", "advice"):
+        one, other = (getattr(draws, name) for draws in drawn.values())
+        lost = np.isnan(one) & ~np.isnan(other)
+        assert lost.mean() < 0.05, name
+        np.testing.assert_array_equal(one[~lost], other[~lost])
+
+
+def test_more_is_needed_than_was_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluating, "_HELD", 0)
     monkeypatch.setattr(evaluating, "_SAMPLE", 4)
-    monkeypatch.setattr(evaluating, "_MOST_KEPT", 2)
+    monkeypatch.setattr(evaluating, "MOST_KEPT", 2)
     with pytest.raises(InputError, match=r"needs the 6 largest in memory, more than 2; ask for sm"):
         compared(tmp_path, max_nonmated=None)
-    monkeypatch.setattr(evaluating, "_MOST_KEPT", 100)
+    monkeypatch.setattr(evaluating, "MOST_KEPT", 100)
     monkeypatch.setattr(evaluating, "_SPARE", 1.0)
-    found = compared(tmp_path / "b", max_nonmated=None)
+    monkeypatch.setattr(evaluating, "_LEAST_KEPT", 0)
+    embeddings = write_embeddings(tmp_path / "b", rows())
     quality = write_qualities(tmp_path / "q.parquet", {**GOOD, "a2": 99.0, "b2": 98.0})
-    config = EvaluateConfig(embeddings="any", output="any", methods=(quality,), fmr=(FMR,))
-    with pytest.raises(InputError, match="a threshold lies below the largest similarities"):
-        evaluate_methods(*read_with(config, found))
+    config = EvaluateConfig(
+        embeddings=embeddings,
+        output="any",
+        methods=(quality,),
+        fmr=(FMR,),
+        comparisons=ComparisonsConfig(max_nonmated=None),
+        bootstrap=BootstrapConfig(draws=100),
+    )
+    seen = []
+    dataset = open_dataset(embeddings, ["embed"])
+    found = evaluate_by("a", dataset, config, seen.append)
+    kept = [len(one.top.sorted) for one in seen]
+    assert kept[0] < kept[1] == seen[0].top.size == 9
+    assert capsys.readouterr().err.count("comparing again, to keep 4 times as many") == 1
+    held = compared(tmp_path / "c")
+    wanted = evaluate_methods(*read_with(config, held))
+    for one, other in zip(found.methods, wanted, strict=True):
+        np.testing.assert_array_equal(one.assessments[0].evrc, other.assessments[0].evrc)
+        np.testing.assert_array_equal(one.assessments[0].edc, other.assessments[0].edc)
+    monkeypatch.setattr(assessing, "MOST_KEPT", 1)
+    with pytest.raises(InputError, match="not many more fit in memory; compare a sample"):
+        evaluate_by("a", dataset, config, seen.append)

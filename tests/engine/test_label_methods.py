@@ -498,6 +498,7 @@ def test_what_is_counted_does_not_depend_on_workers_files_or_order(do_label, cou
             "sampled.normalisation=per_round",
         ),
         (["method=sampled", "max_mated_similarity=0.9"], "max_mated_similarity is not known"),
+        (["method=leave_one_out", "max_mated_similarity=0.9"], "max_mated_similarity is not known"),
         (["trim.low=0.6", "trim.high=0.4"], "trim.low=0.6 and trim.high=0.4 leave no label"),
         (["trim.low=1.0"], "trim.low: "),
         (["leave_one_out.fmr=0"], "leave_one_out.fmr: "),

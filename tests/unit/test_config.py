@@ -230,6 +230,13 @@ def test_override_below_a_value():
     )
 
 
+def test_override_below_what_a_file_has_as_null(tmp_path):
+    file = tmp_path / "score.yaml"
+    file.write_text("model: m\noutput: q\nbest: null\n")
+    config = load_config(ScoreConfig, str(file), ["best.count=3"])
+    assert config.best.count == 3
+
+
 def test_override_that_is_no_yaml():
     assert "storage: '[' is not a YAML value" in mistakes("output=e", "storage=[")
 
@@ -260,6 +267,15 @@ def test_override_that_is_no_yaml():
             for words, expected in [
                 ([f"methods=[{A}, {A}]"], "methods need names of their own"),
                 (["methods=[{name: random, path: b}]"], "and not `random`; got ['random']"),
+                (
+                    [
+                        f"methods=[{A}]",
+                        "pair_quality=mean",
+                        "discarded=comparisons",
+                        "groups.path=g.csv",
+                    ],
+                    "groups need pair_quality=minimum, got mean",
+                ),
                 ([f"methods=[{A}]", "fmr=[]"], "fmr: tuple should have at least 1 item"),
                 ([f"methods=[{A}]", "fmr=[0.1, 0.1]"], "fmr names a rate twice, got [0.1, 0.1]"),
                 ([f"methods=[{A}]", "discard_fractions=[]"], "discard_fractions: tuple should"),

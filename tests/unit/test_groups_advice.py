@@ -20,22 +20,32 @@ _COUNT = st.integers(0, 4)
         lambda rows: any(images for images, *_ in rows)
     ),
     most=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9]),
+    failures=st.booleans(),
 )
-def test_advice_equals_trying_every_threshold(rows, most):
+def test_advice_equals_trying_every_threshold(rows, most, failures):
+    """Of known qualities: an image that failed is never accepted."""
     images, mated, missed = (np.array(part) for part in zip(*rows, strict=True))
     missed = np.minimum(missed, mated)
-    counts = RankCounts(images, mated, missed, np.arange(len(rows)) / 2)
+    qualities = np.arange(len(rows)) / 2
+    if failures:
+        qualities[0] = -np.inf
+    counts = RankCounts(images, mated, missed, qualities)
     tried = [
         (
             rank / 2,
             images[:rank].sum() / images.sum(),
             missed[rank:].sum() / mated[rank:].sum() if mated[rank:].sum() else math.nan,
         )
-        for rank in range(len(rows))
+        for rank in range(int(failures), len(rows))
         if images[rank]
     ]
-    allowed = [one for one in tried if one[1] <= most]
     found = advise_discard(counts, most)
+    if not tried:
+        assert found is UNREACHABLE
+        assert advise_fnmr(counts, most) is UNREACHABLE
+        return
+    # Where more than that failed, the lowest quality is all that can be asked for.
+    allowed = [one for one in tried if one[1] <= most] or tried[:1]
     assert (found.threshold, found.discarded) == pytest.approx(allowed[-1][:2])
     reached = [one for one in tried if one[2] <= most]
     aim = advise_fnmr(counts, most)

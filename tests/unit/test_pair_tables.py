@@ -84,6 +84,8 @@ def test_a_comparison_that_stands_there_again_is_counted_once(tmp_path):
         ({"similarity": [0.5, None, 1, 2]}, "1 similarities are missing or not finite"),
         ({"similarity": [0.5, np.inf, np.nan, 2]}, "2 similarities are missing or not finite"),
         ({"mated": [True, None, False, True]}, "1 comparisons say not whether mated"),
+        ({"mated": [1, -1, -1, 1]}, "mated is 1 or 0, got -1"),
+        ({"mated": [1.0, 0.0, 2.0, None]}, "mated is 1 or 0, got 2"),
         (
             {"mated": ["yes", "no", "no", "no"]},
             "expected image_id_a, image_id_b, mated, similarity",

@@ -32,6 +32,12 @@ def test_tables_of_any_separator(tmp_path, name, mark, start):
     assert read(tmp_path, name, content) == (KEYS, [1, -1, 3])
 
 
+def test_names_of_columns_may_be_quoted_and_have_spaces_around_them(tmp_path):
+    content = '"a, b", image_id, "quality" ,x\r\n1,007,2,3\r\n'
+    assert read(tmp_path, "q.csv", content.replace(', "quality" ', ",quality ")) == (["007"], [2])
+    assert read(tmp_path, "r.csv", '"a;b";"image_id";quality\n1;007;2\n') == (["007"], [2])
+
+
 def test_columns_of_ofiq(tmp_path):
     content = (
         "Filename;UnifiedQualityScore;Sharpness;UnifiedQualityScore.scalar;Sharpness.scalar\n"

@@ -62,6 +62,8 @@ def test_every_kind_of_input_gives_the_same(model, tmp_path):
         list(FACES),
         paths,
         list(map(str, paths)),
+        np.array(list(map(str, paths))),
+        np.array(paths, object),
         [path.read_bytes() for path in paths],
         (image for image in FACES),
     )
@@ -161,8 +163,9 @@ def test_mistakes_of_the_program_are_errors(model, image, error, message):
 
 def test_thresholds(model):
     quality = model.score(FACES).quality
-    found = model.score(FACES, threshold=50)
-    np.testing.assert_array_equal(found.accepted, quality >= 50)
+    for fifty in (50, np.int64(50)):
+        found = model.score(FACES, threshold=fifty)
+        np.testing.assert_array_equal(found.accepted, quality >= 50)
     named = model.score(FACES, threshold="middle")
     least = model.model.thresholds["middle"].raw
     np.testing.assert_array_equal(named.accepted, named.raw.astype(float) >= least)

@@ -35,6 +35,16 @@ def test_a_video_counts_as_much_as_a_picture():
     np.testing.assert_allclose(found, [[0.5**0.5, 0.5**0.5]], atol=1e-6)
 
 
+def test_images_that_cancel_out_are_a_row_of_zeros():
+    unit = np.array([[1, 0], [-1, 0], [0, 1]], np.float32)
+    templates = np.array([0, 0, 1])
+    for found in (
+        average_templates(unit, templates, np.arange(3), 2),
+        weighted_templates(unit, np.ones(3), templates, 2),
+    ):
+        assert found.tolist() == [[0, 0], [0, 1]]
+
+
 def test_quality_is_the_mean_of_the_images_that_have_one():
     qualities = np.array([1.0, np.nan, 4.0, np.nan, 9.0, 5.0])
     found = template_qualities(qualities, np.array([0, 0, 1, 2, 1, 1]), 4)
