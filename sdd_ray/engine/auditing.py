@@ -35,7 +35,7 @@ from sdd_ray.engine.shard_rows import arrange, other_size
 from sdd_ray.engine.tasks import ended_after, run_on_pool, run_tasks
 from sdd_ray.errors import InputError, SddError, TooManyRejectsError
 from sdd_ray.settings import AuditConfig
-from sdd_ray.store.dataset import Dataset, read_parquet
+from sdd_ray.store.dataset import Dataset, read_tables
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import Reject
 
@@ -233,7 +233,7 @@ def _columns(
     dataset: Dataset, plan: LabelPlan
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_], NDArray[np.float32]]:
     """Return digests, whether there is one, and lengths, of all rows of the plan in its order."""
-    tables = [read_parquet(file, [CONTENT, NORM]) for file in dataset.files]
+    tables = read_tables(dataset.files, [CONTENT, NORM])
     before = np.cumsum([0, *(table.num_rows for table in tables)])
     files, rows = (
         np.concatenate([getattr(shard, name) for shard in plan.shards])

@@ -10,10 +10,10 @@ from sdd_ray.columns import IDENTITY, IMAGE_ID, QUALITY, RAW_QUALITY
 from sdd_ray.errors import InputError
 from sdd_ray.formats.group_files import read_group_file
 from sdd_ray.settings import BestConfig
-from sdd_ray.store.dataset import read_parquet
+from sdd_ray.store.dataset import read_tables
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import PartRecord, parquet_bytes
-from sdd_ray.store.summary import csv_bytes
+from sdd_ray.store.summary import csv_bytes, portions
 
 BEST = "best"
 
@@ -33,8 +33,8 @@ def write_best(config: BestConfig, output: Location, records: Sequence[PartRecor
     named = config.groups and read_group_file(config.groups, config.key, config.column)
     names = [IMAGE_ID, QUALITY, RAW_QUALITY, *([] if named else [IDENTITY])]
     found = []
-    for record in records:  # the best of all are among the best of each part
-        table = read_parquet(output / record.file, names)
+    for some in portions(records):  # the best of all are among the best of each
+        table = pa.concat_tables(read_tables([output / r.file for r in some], names))
         if named:
             keys, groups = named
             table = table.append_column(column, groups.take(pc.index_in(table[IMAGE_ID], keys)))

@@ -167,12 +167,16 @@ def compare_all(
     Raises:
         InputError: No mated or no nonmated comparison can be made, or a file is damaged.
     """
-    table = dataset.read([IMAGE_ID, IDENTITY, EMBEDDING])
+    wanted: pa.Array | None = None
     if config.splits is not None:
         splits = _read_splits(Location(config.splits).absolute())
-        wanted = splits.filter(pc.equal(splits["part"], config.part))[IDENTITY]
-        table = table.filter(pc.is_in(table[IDENTITY], wanted.combine_chunks()))
-    table = table.filter(pc.is_valid(table[IDENTITY])).sort_by(IMAGE_ID).combine_chunks()
+        wanted = splits.filter(pc.equal(splits["part"], config.part))[IDENTITY].combine_chunks()
+
+    def some(rows: pa.Table) -> pa.Table:  # at once: the embeddings of all need not fit in memory
+        names = rows[IDENTITY]
+        return rows.filter(pc.is_valid(names) if wanted is None else pc.is_in(names, wanted))
+
+    table = dataset.read([IMAGE_ID, IDENTITY, EMBEDDING], some).sort_by(IMAGE_ID).combine_chunks()
     uri = dataset.location.uri
     if table.num_rows == 0:
         raise InputError(f"{uri}: no image of the identities to compare")

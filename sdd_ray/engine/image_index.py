@@ -25,11 +25,15 @@ _ROWS_AT_ONCE = 16_384
 _LOOKS_AT_ONCE = 16
 """Files looked at together: each takes tens of milliseconds on S3."""
 
+_PATIENCE_S = 120.0
+"""A file of millions of images takes a minute and gigabytes, and others nothing."""
+
 DAMAGED = ("damaged_file", "damaged_archive", "damaged_record")
 """Rejects of a listing that stand for a number of images that nobody knows."""
 
-_MAY_BE_MENDED = (UNREADABLE_FOLDER, *DAMAGED)
-"""The next attempt looks again."""
+_MAY_BE_MENDED = (UNREADABLE_FOLDER, "damaged_file")
+"""The next attempt looks again: at what could not be read. A file that was read and is damaged has
+another version when it is mended."""
 
 
 def index_file(run: OutputRun) -> Location:
@@ -107,7 +111,7 @@ def _scanned(source: Source, listing: Listing) -> Iterator[Item]:
         return
     scan = ray.remote(_scan).options(name="list images", max_retries=3)
     calls = ((partial(scan.remote, source, file), file) for file in source.files())
-    for (table, met), _ in run_tasks(calls):
+    for (table, met), _ in run_tasks(calls, patience_s=_PATIENCE_S):
         listing.rejects += met.rejects
         listing.ignored_files += met.ignored_files
         for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):

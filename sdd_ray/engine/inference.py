@@ -27,6 +27,7 @@ from sdd_ray.engine.image_worker import (
 )
 from sdd_ray.engine.progress import Progress
 from sdd_ray.engine.room import available, pool_size
+from sdd_ray.engine.unreachable import found_again
 from sdd_ray.errors import InputError, SddError, TooManyRejectsError
 from sdd_ray.formats.images import UNREADABLE
 from sdd_ray.formats.items import Listing
@@ -76,8 +77,8 @@ def run_image_job(job: ImageJob, run: OutputRun) -> ImageRun:
     names = [part_name(shard) for shard in range(-(-total // job.images_per_shard))]
     wanted = set(names)
     finished = {name: r for name, r in run.finished().items() if name in wanted}
-    # What could not be reached may be there by now: those parts are done again.
-    records = {name: record for name, record in finished.items() if not _has_unreadable(record)}
+    again = found_again(job.source, index_file(run), [finished.get(name) for name in names])
+    records = {name: record for name, record in finished.items() if record not in again}
     missing = [shard for shard, name in enumerate(names) if name not in records]
     results: dict[str, Any] = {"ignored_files": listing.ignored_files}
     if missing:
@@ -125,6 +126,7 @@ def _run_missing(
     for record, use in _process(job, run, plan):
         uses.append(use)
         records[record.name] = record
+        run.note_time()
         rejected += len(record.rejects)
         progress.update(record.rows_in, len(record.rejects))
         _measure(progress, record, use)
@@ -250,10 +252,6 @@ def _network_use(uses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _span(uses: Sequence[Mapping[str, Any]]) -> float:
     """Return the seconds from the first image to the last."""
     return float(max(use["ended"] for use in uses) - min(use["began"] for use in uses))
-
-
-def _has_unreadable(record: PartRecord) -> bool:
-    return any(reject.reason == UNREADABLE for reject in record.rejects)
 
 
 def _check_reached(records: Sequence[PartRecord]) -> None:

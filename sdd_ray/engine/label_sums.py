@@ -95,7 +95,7 @@ def first_pass(
         kept[number], error = task.remote(source, group, target, (seed, share, keep))
         return error
 
-    def calls() -> Iterator[tuple[Callable[[], Any], Location]]:
+    def calls() -> Iterator[tuple[Callable[[], Any], tuple[Location, bool]]]:
         for first in range(0, len(plan.shards), SHARDS_PER_GROUP):
             shards = plan.shards[first : first + SHARDS_PER_GROUP]
             name = f"sums-{first // SHARDS_PER_GROUP:06d}.npz"
@@ -105,23 +105,24 @@ def first_pass(
                 list(places[first : first + SHARDS_PER_GROUP]),
             )
             if name in there and not keep:
-                yield partial(ray.put, None), work / name
+                yield partial(ray.put, None), (work / name, False)
                 continue
-            yield partial(started, first // SHARDS_PER_GROUP, group, work / name), work / name
+            start = partial(started, first // SHARDS_PER_GROUP, group, work / name)
+            yield start, (work / name, True)
 
     found = _merged(plan, calls(), size)
     return replace(found, groups=list(kept.values())) if keep else found
 
 
 def _merged(
-    plan: LabelPlan, calls: Iterator[tuple[Callable[[], Any], Location]], size: int
+    plan: LabelPlan, calls: Iterator[tuple[Callable[[], Any], tuple[Location, bool]]], size: int
 ) -> FirstPass:
-    """Add up what the tasks left, in canonical order."""
+    """Add up what the tasks left, in canonical order; each file says whether it is new."""
     sums: EmbeddingSums | None = None
     usable: list[int] = []
     drawn: list[tuple[NDArray[np.uint64], NDArray[np.float32], NDArray[np.int64]]] = []
     progress = Progress("sum", plan.num_rows, unit="embeddings")
-    for error, file in run_tasks(calls):
+    for error, (file, is_new) in run_tasks(calls):
         if isinstance(error, SddError):
             raise error
         with np.load(io.BytesIO(file.read_bytes())) as found:
@@ -136,7 +137,10 @@ def _merged(
             sums = part if sums is None else sums.merge(part)
         done = plan.shards[number : len(usable)]
         rows = sum(len(shard.codes) for shard in done)
-        progress.update(rows, rows - sum(usable[number:]))
+        if is_new:
+            progress.update(rows, rows - sum(usable[number:]))
+        else:
+            progress.found(rows)
     progress.close()
     sizes = np.array([len(shard.codes) for shard in plan.shards])
     missing = sizes - np.array(usable)

@@ -29,6 +29,9 @@ from sdd_ray.settings import LabelConfig
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import OutputRun, PartRecord, part_name, read_records
 
+_SETTLED_BY_SAMPLES = 1e-3
+"""The least tolerance that leaves samples to settle nearly all rows. Below, many rows are compared
+with all others, which then are read again and again: they are kept, on disks if memory is full."""
 _KEPT_SHARE = 0.2
 """Of the object store, up to which the rows of a set are kept there instead of read again."""
 
@@ -54,7 +57,7 @@ def run_label_job(
     raw = RawParts(run.work / "raw", plan)
     if raw.missing():
         try:
-            _label(config, plan, run.work, raw, size)
+            _label(config, plan, run, raw, size)
         finally:
             run.pause()
     return scale_labels(config, plan, [raw.records[name] for name in raw.names], raw.location, run)
@@ -74,14 +77,15 @@ class RawParts:
 
 
 def _label(
-    config: LabelConfig, plan: LabelPlan, work: Location, raw: RawParts, workers: int
+    config: LabelConfig, plan: LabelPlan, run: OutputRun, raw: RawParts, workers: int
 ) -> None:
     """Label the shards that are missing."""
+    work = run.work
     source, places = arrange(plan, work / "rows")
     compares_all = config.method in ("sampled", "leave_one_out", "all_pairs")
     keep = (
         compares_all
-        or config.exact.tolerance == 0
+        or config.exact.tolerance < _SETTLED_BY_SAMPLES
         or fits_store(plan.num_rows, _USUAL_SIZE, _KEPT_SHARE)
     )
     sizes = [size for size in SAMPLE_SIZES if size < plan.num_rows / 2]
@@ -106,6 +110,7 @@ def _label(
             pairs = ray.put(counted)
         for record in _labelled(config, plan, actors, pairs, raw):
             raw.records[record.name] = record
+            run.note_time()
 
 
 def _context(

@@ -37,6 +37,11 @@ class Progress:
         if self.metrics is not None:
             self.metrics.done(0, self._left())
 
+    def found(self, items: int) -> None:
+        """Count items of an earlier run that come to light only now."""
+        self.done += items
+        self._before += items
+
     def update(self, items: int, rejected: int = 0) -> None:
         """Count items that were just finished; show the line if it is time."""
         self.done += items

@@ -7,10 +7,12 @@ too widely for that, every file is read once and its rows are written again in c
 """
 
 import io
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -24,12 +26,15 @@ from sdd_ray.engine.tasks import run_tasks
 from sdd_ray.errors import InputError, SddError
 from sdd_ray.store.dataset import embedding_matrix, read_row_groups
 from sdd_ray.store.location import Location
+from sdd_ray.store.run import READ_AT_ONCE
 
 MAX_DECODED = 2.5
 """Rows decoded to read all shards, over their number, above which rows are regrouped first."""
 
 ROWS_PER_BATCH = 1 << 16
 """Rows that are regrouped at once, and lie in one file afterwards, or one source file's."""
+_HEAD_BYTES = 128
+"""Of a .npy file of two dimensions: what numpy writes before the numbers."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,14 @@ class Place:
     rows: NDArray[np.int64]
 
 
+class ArrayForm(NamedTuple):
+    """Of a .npy file: byte at which the rows begin, numbers in a row, their type."""
+
+    begin: int
+    width: int
+    kind: np.dtype[Any]
+
+
 @dataclass(frozen=True)
 class RowSource:
     """The files that hold the rows of all shards.
@@ -54,11 +67,13 @@ class RowSource:
             None for regrouped rows.
         origins: For each file of regrouped rows the first file of the dataset that is in it, which
             errors name; None for Parquet files.
+        forms: Of each file of regrouped rows, so that a slice is one request; () for Parquet files.
     """
 
     files: tuple[Location, ...]
     row_groups: tuple[NDArray[np.int64], ...] | None
     origins: tuple[Location, ...] | None = None
+    forms: tuple[ArrayForm, ...] = ()
 
     def read(self, place: Place) -> NDArray[Any]:
         """Return (N, d) embeddings as they are stored.
@@ -86,7 +101,7 @@ class RowSource:
     def _read(self, number: int, rows: NDArray[np.int64]) -> NDArray[Any]:
         file = self.files[number]
         if self.row_groups is None:
-            return _read_array(file, rows)
+            return _read_array(file, self.forms[number], rows)
         starts = self.row_groups[number]
         place = np.searchsorted(starts, rows, side="right") - 1
         groups = np.unique(place)
@@ -121,14 +136,19 @@ def places_of(plan: LabelPlan) -> list[Place]:
     return [Place(shard.files, shard.rows) for shard in plan.shards]
 
 
-def decoded_rows(plan: LabelPlan) -> int:
-    """Return how many rows have to be decoded to read every shard on its own."""
+def decoded_rows(plan: LabelPlan, limit: float = math.inf) -> int:
+    """Return how many rows have to be decoded to read every shard on its own, up to a limit.
+
+    Of a set that lies scattered, all shards lie in all files: those that reach the limit are few.
+    """
     total = 0
     for shard in plan.shards:
         for number in np.unique(shard.files):
             starts = plan.row_groups[number]
             groups = np.searchsorted(starts, shard.rows[shard.files == number], side="right") - 1
             total += int(np.diff(starts)[np.unique(groups)].sum())
+        if total > limit:
+            break
     return total
 
 
@@ -139,7 +159,8 @@ def arrange(plan: LabelPlan, work: Location) -> tuple[RowSource, list[Place]]:
         InputError: A file is damaged, or embeddings have different lengths.
     """
     source = RowSource(plan.files, plan.row_groups)
-    if len(plan.shards) == 1 or decoded_rows(plan) <= MAX_DECODED * plan.num_rows:
+    limit = MAX_DECODED * plan.num_rows
+    if len(plan.shards) == 1 or decoded_rows(plan, limit) <= limit:
         return source, places_of(plan)
     return regroup(plan, source, work)
 
@@ -160,12 +181,14 @@ def regroup(plan: LabelPlan, source: RowSource, work: Location) -> tuple[RowSour
     targets = tuple(work / f"rows-{number:06d}.npy" for number in range(len(cuts)))
     there = set(work.names()) if work.exists() else set()
     task: Any = ray.remote(_write_batch).options(name="regroup rows", max_retries=3)
-    progress = Progress("regroup", len(order), unit="embeddings")
+    batches = np.split(order, cuts[:-1])
+    is_there = [target.uri.rpartition("/")[2] in there for target in targets]
+    done = sum(len(b) for b, made in zip(batches, is_there, strict=True) if made)
+    progress = Progress("regroup", len(order), done, unit="embeddings")
 
     def calls() -> Iterator[tuple[Callable[[], Any], int]]:
-        for target, members in zip(targets, np.split(order, cuts[:-1]), strict=True):
-            if target.uri.rpartition("/")[2] in there:
-                progress.update(len(members))
+        for target, members, made in zip(targets, batches, is_there, strict=True):
+            if made:
                 continue
             place = Place(files[members], rows[members])
             yield partial(task.remote, source, place, target), len(members)
@@ -181,7 +204,24 @@ def regroup(plan: LabelPlan, source: RowSource, work: Location) -> tuple[RowSour
         for start, end in zip([0, *ends[:-1]], ends, strict=True)
     ]
     origins = [plan.files[n] for n in np.searchsorted(batch_of_file, np.arange(len(cuts)))]
-    return RowSource(targets, None, tuple(origins)), places
+    return RowSource(targets, None, tuple(origins), forms_of(targets)), places
+
+
+def forms_of(files: Sequence[Location]) -> tuple[ArrayForm, ...]:
+    """Return the form of each .npy file.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    with ThreadPoolExecutor(READ_AT_ONCE) as threads:
+        return tuple(threads.map(_form, files))
+
+
+def _form(file: Location) -> ArrayForm:
+    head = io.BytesIO(file.read_range(0, _HEAD_BYTES))
+    np.lib.format.read_magic(head)
+    shape, _, kind = np.lib.format.read_array_header_1_0(head)
+    return ArrayForm(head.tell(), shape[1], kind)
 
 
 def _batches(plan: LabelPlan) -> NDArray[np.int64]:
@@ -203,16 +243,12 @@ def _write_batch(source: RowSource, place: Place, target: Location) -> SddError 
     return None
 
 
-def _read_array(file: Location, rows: NDArray[np.int64]) -> NDArray[Any]:
+def _read_array(file: Location, form: ArrayForm, rows: NDArray[np.int64]) -> NDArray[Any]:
     """Return some rows of a .npy file; they lie side by side, but for those set aside."""
-    with file.open() as stream:
-        np.lib.format.read_magic(stream)
-        shape, _, kind = np.lib.format.read_array_header_1_0(stream)
-        if len(rows) == 0:
-            return np.zeros((0, shape[1]), kind)
-        first, last = int(rows.min()), int(rows.max())
-        row_bytes = shape[1] * kind.itemsize
-        stream.seek(stream.tell() + first * row_bytes)
-        content = stream.read((last - first + 1) * row_bytes)
-    matrix = np.frombuffer(content, kind).reshape(-1, shape[1])
+    if len(rows) == 0:
+        return np.zeros((0, form.width), form.kind)
+    first, last = int(rows.min()), int(rows.max())
+    row_bytes = form.width * form.kind.itemsize
+    content = file.read_range(form.begin + first * row_bytes, (last - first + 1) * row_bytes)
+    matrix = np.frombuffer(content, form.kind).reshape(-1, form.width)
     return matrix if len(matrix) == len(rows) else matrix[rows - first]

@@ -18,7 +18,7 @@ _LEAST_PATIENCE_S = 5.0
 """An item is given to a second actor after as long as the longest one took, but not before."""
 _LOOK_AGAIN_S = 1.0
 _MORE_PATIENCE = 4
-"""A task alone, such as the listing of one file for an hour, is started few times, not many."""
+"""Each time an item is given out once more: what takes an hour is done few times, not many."""
 
 
 @contextmanager
@@ -81,7 +81,8 @@ class _Pool:
     ) -> None:
         self._actors, self._call = actors, call
         self._starting = {actor.ready.remote(): place for place, actor in enumerate(actors)}
-        self._free: list[int] = []
+        self._free: deque[int] = deque()  # idle ones on the right, those with a call on the left
+        self._busy = [0] * len(actors)
         self._waiting = deque(enumerate(items))
         self._open: dict[int, _InFlight] = {}
         self._calls: dict[Any, tuple[int, int]] = {}
@@ -95,6 +96,9 @@ class _Pool:
     def hand_out(self) -> None:
         """Give actors that are free something to do."""
         while self._waiting and self._free:
+            # What actors that are still starting can take does not wait behind another item.
+            if self._busy[self._free[-1]] and len(self._waiting) <= len(self._starting):
+                break
             number, item = self._waiting.popleft()
             self._open[number] = _InFlight(item, time.monotonic(), [])
             self._give(number, self._free.pop())
@@ -105,14 +109,15 @@ class _Pool:
     def _give_again(self, number: int, found: _InFlight) -> None:
         """Give an item that takes long to one more actor, if another one is free."""
         others = [actor for actor in self._free if actor not in found.actors]
-        is_late = time.monotonic() - found.started > self._longest * len(found.actors)
-        if is_late and others:
-            self._free.remove(others[0])
-            self._give(number, others[0])
+        patience = self._longest * _MORE_PATIENCE ** (len(found.actors) - 1)
+        if others and time.monotonic() - found.started > patience:
+            self._free.remove(others[-1])
+            self._give(number, others[-1])
 
     def _give(self, number: int, actor: int) -> None:
         found = self._open[number]
         found.actors.append(actor)
+        self._busy[actor] += 1
         self._calls[self._call(self._actors[actor], found.item)] = (number, actor)
 
     def finished(self) -> Iterator[Any]:
@@ -122,10 +127,16 @@ class _Pool:
         for done in ended:
             if done in self._starting:
                 ray.get(done)
-                self._free += [self._starting.pop(done)] * _CALLS_PER_ACTOR
+                started = self._starting.pop(done)
+                self._free.append(started)
+                self._free.extendleft([started] * (_CALLS_PER_ACTOR - 1))
                 continue
             number, actor = self._calls.pop(done)
-            self._free.append(actor)
+            self._busy[actor] -= 1
+            if self._busy[actor]:
+                self._free.appendleft(actor)
+            else:
+                self._free.append(actor)
             found = self._open.pop(number, None)
             if found is not None:  # else another actor was faster
                 self._longest = max(self._longest, time.monotonic() - found.started)
@@ -149,7 +160,9 @@ def on_fetched(function: Callable[..., Any], held: list[Any], *rest: Any) -> Any
 
 
 def run_tasks(
-    calls: Iterable[tuple[Callable[[], Any], Any]], most: int | None = None
+    calls: Iterable[tuple[Callable[[], Any], Any]],
+    most: int | None = None,
+    patience_s: float | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (result, label) of tasks in the order in which they were started.
 
@@ -163,9 +176,11 @@ def run_tasks(
             that never more than `most` run. A task may run twice at the same time, and must do the
             same then.
         most: Tasks in flight; twice the CPUs of the cluster, which may grow, if None.
+        patience_s: Seconds before which no task is started again, where some may take much longer
+            than others.
     """
     waiting: deque[_Task] = deque()
-    longest = _LEAST_PATIENCE_S
+    longest = patience_s or _LEAST_PATIENCE_S
     for start, label in calls:
         waiting.append(_Task(start, label))
         if len(waiting) >= (most or _twice_the_cpus()):
@@ -206,6 +221,9 @@ class _Task:
             ended, _ = ray.wait(self._refs, num_returns=1, timeout=_LOOK_AGAIN_S)
             self.seconds = time.monotonic() - self._began
             if ended:
+                for other in self._refs:  # each holds a CPU, and may read gigabytes
+                    if other is not ended[0]:
+                        ray.cancel(other, force=True)
                 return ray.get(ended[0])
             is_late = self.seconds > longest * _MORE_PATIENCE ** (len(self._refs) - 1)
             if is_late and ray.available_resources().get("CPU", 0) >= 1:

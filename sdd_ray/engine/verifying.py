@@ -153,11 +153,11 @@ def read_images(
     Raises:
         InputError: An image has two embeddings, or a file is damaged.
     """
-    parts = []
-    for file in dataset.files:
-        table = read_parquet(file, [IMAGE_ID, EMBEDDING])
-        parts.append(table.filter(pc.is_in(table[IMAGE_ID], wanted)))
-    table = pa.concat_tables(parts).combine_chunks()
+
+    def some(rows: pa.Table) -> pa.Table:
+        return rows.filter(pc.is_in(rows[IMAGE_ID], wanted))
+
+    table = dataset.read([IMAGE_ID, EMBEDDING], some).combine_chunks()
     rejected = read_parquet(dataset.location / REJECTS, [IMAGE_ID, REASON])
     rejected = rejected.filter(pc.is_in(rejected[IMAGE_ID], wanted))
     reasons = dict(zip(*(rejected[name].to_pylist() for name in (IMAGE_ID, REASON)), strict=True))

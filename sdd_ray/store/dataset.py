@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from sdd_ray.errors import InputError
 from sdd_ray.store.location import Location
-from sdd_ray.store.run import INCOMPLETE, MANIFEST, REJECTS
+from sdd_ray.store.run import INCOMPLETE, MANIFEST, READ_AT_ONCE, REJECTS
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,43 @@ class Dataset:
         """Digest of the content, the same however the run was split over workers."""
         return str(self.manifest["digest"])
 
-    def read(self, columns: Sequence[str]) -> pa.Table:
+    def read(
+        self, columns: Sequence[str], some: Callable[[pa.Table], pa.Table] | None = None
+    ) -> pa.Table:
         """Return the columns of all files as one table.
+
+        Args:
+            columns: Names.
+            some: From the rows of a file to those that are wanted; None: all.
 
         Raises:
             InputError: A file is damaged, or lacks a column.
         """
-        return pa.concat_tables([read_parquet(file, columns) for file in self.files])
+        return pa.concat_tables(read_tables(self.files, columns, some))
+
+
+def read_tables(
+    files: Sequence[Location],
+    columns: Sequence[str] | None = None,
+    some: Callable[[pa.Table], pa.Table] | None = None,
+) -> list[pa.Table]:
+    """Return the columns of Parquet files in order, of which several are read at once.
+
+    Args:
+        files: The files.
+        columns: Names; None: all.
+        some: From the rows of a file to those that are wanted; None: all.
+
+    Raises:
+        InputError: A file is damaged, or lacks a column.
+    """
+
+    def read(file: Location) -> pa.Table:
+        table = read_parquet(file, columns)
+        return table if some is None else some(table)
+
+    with ThreadPoolExecutor(READ_AT_ONCE) as threads:
+        return list(threads.map(read, files))
 
 
 def open_dataset(uri: str, commands: Sequence[str]) -> Dataset:

@@ -32,6 +32,8 @@ def measured_run(config: MeasuredConfig) -> StageRun:
     manifest = dataset.manifest
     results = manifest["results"]
     network = results.get("network", {})
+    # Of a run of several attempts the network's time is that of the last one.
+    start = network and manifest.get("attempts", 1) == 1
     epochs = int(results["epochs"]) if manifest["command"] == "train" else None
     rows = int(results["train_images"]) if epochs else int(manifest["counts"]["rows_in"])
     return StageRun(
@@ -40,7 +42,7 @@ def measured_run(config: MeasuredConfig) -> StageRun:
             rows=rows * (epochs or 1),
             seconds=float(manifest["seconds"]),
             workers=config.workers or _workers(config, manifest, network),
-            start_s=float(manifest["seconds"]) - network["seconds"] if network else None,
+            start_s=float(manifest["seconds"]) - network["seconds"] if start else None,
             driver_mib=float(manifest["peak_memory_mib"]["driver"]),
             worker_mib=float(manifest["peak_memory_mib"]["worker"]),
             bytes_per_row=_bytes_per_row(dataset),

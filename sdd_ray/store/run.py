@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -39,6 +40,9 @@ INDEX = "index.parquet"
 LISTING = "listing.json"
 BATCH_SIZE = "batch_size.json"
 REJECTS = "rejects.parquet"
+READ_AT_ONCE = 16
+"""Small files that are read together: each takes tens of milliseconds on S3."""
+_SECONDS_BETWEEN_NOTES = 60.0
 _VERSIONED = ("ray", "torch", "numpy", "pyarrow", "scipy", "onnxruntime")
 
 
@@ -126,8 +130,9 @@ def read_records(output: Location) -> dict[str, PartRecord]:
     if not folder.exists():
         return {}
     names = [name for name in folder.names() if name.endswith(".json")]
-    records = [record_from_json((folder / name).read_bytes()) for name in names]
-    return {record.name: record for record in records}
+    with ThreadPoolExecutor(READ_AT_ONCE) as threads:
+        records = threads.map(lambda name: record_from_json((folder / name).read_bytes()), names)
+        return {record.name: record for record in records}
 
 
 def record_from_json(text: str | bytes) -> PartRecord:
@@ -174,8 +179,9 @@ class OutputRun:
         # What is named by its digest may lie anywhere: the key that holds its path does not count.
         kept = {k: v for k, v in identity_of(config).items() if k not in self._inputs}
         self._identity = {"command": command, "config": kept, "inputs": self._inputs}
-        self._started = time.time()
+        self._started = self._noted = time.time()
         self._seconds_before = 0.0
+        self._attempts = 1
         self.is_complete = self._enter()
 
     def finished(self) -> dict[str, PartRecord]:
@@ -244,6 +250,7 @@ class OutputRun:
             "digest": hashlib.sha256(content.encode()).hexdigest(),
             "results": dict(results or {}),
             "seconds": round(self._seconds_before + time.time() - self._started, 3),
+            "attempts": self._attempts,
             "peak_memory_mib": {
                 "driver": peak_memory_mib(),
                 "worker": totals.worker_peak_memory_mib,
@@ -258,8 +265,13 @@ class OutputRun:
 
     def pause(self) -> None:
         """Record the time spent so far, so that a run that is resumed reports the sum."""
-        spent = self._seconds_before + time.time() - self._started
-        self._mark(spent)
+        self._noted = time.time()
+        self._mark(self._seconds_before + self._noted - self._started)
+
+    def note_time(self) -> None:
+        """Record the time spent so far now and then, for a run that is killed."""
+        if time.time() - self._noted >= _SECONDS_BETWEEN_NOTES:
+            self.pause()
 
     def _enter(self) -> bool:
         if (self.output / MANIFEST).exists():
@@ -272,6 +284,8 @@ class OutputRun:
             mark = self._state(INCOMPLETE, "identity", "seconds")
             if digest_of(mark["identity"]) == digest_of(self._identity):
                 self._seconds_before = float(mark["seconds"])
+                self._attempts = int(mark.get("attempts", 1)) + 1
+                self._mark(self._seconds_before)
                 return False
             if not self._holds_no_work():
                 raise OutputError(self._other("was begun", mark["identity"]))
@@ -306,7 +320,11 @@ class OutputRun:
         return tree
 
     def _mark(self, seconds: float) -> None:
-        mark = {"identity": self._identity, "seconds": round(seconds, 3)}
+        mark = {
+            "identity": self._identity,
+            "seconds": round(seconds, 3),
+            "attempts": self._attempts,
+        }
         (self.output / INCOMPLETE).write_bytes(json.dumps(mark, indent=2).encode())
 
     def _other(self, state: str, found: Mapping[str, Any]) -> str:

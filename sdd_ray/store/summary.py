@@ -7,12 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from sdd_ray.store.dataset import read_json, read_parquet
+from sdd_ray.store.dataset import read_json, read_tables
 from sdd_ray.store.location import Location
 from sdd_ray.store.run import MANIFEST, OutputRun, PartRecord
 
 _ROWS_A_FILE = 5_000_000
-"""Rows of a table that are held at once to be written, some 300 MB."""
+"""Rows of a table that are held at once, some 300 MB."""
 
 
 def say_done(run: OutputRun, rows: str = "images") -> None:
@@ -52,6 +52,19 @@ def _csv(table: pa.Table, delimiter: str, header: bool, quotes: str) -> bytes:
     return content
 
 
+def portions(records: Sequence[PartRecord]) -> list[list[PartRecord]]:
+    """Return parts in their order, in portions of as many rows as are held at once."""
+    groups: list[list[PartRecord]] = [[]]
+    rows = 0
+    for record in records:
+        if groups[-1] and rows + record.rows_out > _ROWS_A_FILE:
+            groups.append([])
+            rows = 0
+        groups[-1].append(record)
+        rows += record.rows_out
+    return groups
+
+
 def write_tables(
     output: Location,
     records: Sequence[PartRecord],
@@ -66,15 +79,10 @@ def write_tables(
         name: Of the file; several are numbered, `name-000000.csv`.
         to_bytes: From rows to the content of a file.
     """
-    groups: list[list[PartRecord]] = [[]]
-    for record in records:
-        rows = sum(r.rows_out for r in groups[-1])
-        if groups[-1] and rows + record.rows_out > _ROWS_A_FILE:
-            groups.append([])
-        groups[-1].append(record)
+    groups = portions(records)
     stem, _, suffix = name.rpartition(".")
     for number, group in enumerate(groups):
-        table = pa.concat_tables(read_parquet(output / record.file) for record in group)
+        table = pa.concat_tables(read_tables([output / record.file for record in group]))
         file = name if len(groups) == 1 else f"{stem}-{number:06d}.{suffix}"
         (output / file).write_bytes(to_bytes(table))
 

@@ -128,7 +128,9 @@ def test_kubernetes_gets_the_ray_of_the_package(job):
 
 def test_pods_ask_for_the_token_and_have_no_rights_to_spare(job):
     assert job["rayClusterSpec"]["authOptions"] == {"mode": "token"}
-    assert job["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    start = job["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]
+    assert start["num-cpus"] == "0"
+    assert "dashboard-host" not in start, "the pod that hands in the job could not reach it"
     for pod in pods(job):
         assert pod["securityContext"]["runAsNonRoot"] is True
         for container in pod["containers"]:

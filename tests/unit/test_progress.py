@@ -46,6 +46,14 @@ def test_items_of_an_earlier_run_do_not_count_for_the_rate(clock):
     assert progress.line() == "embed: 600 of 1,000 images (60 %), 10/s, 40 s left"
 
 
+def test_items_that_turn_out_to_be_of_an_earlier_run_do_not_either(clock):
+    progress = Progress("sum", 1000, stream=io.StringIO())
+    progress.found(500)
+    clock[0] += 10
+    progress.update(100)
+    assert progress.line() == "sum: 600 of 1,000 images (60 %), 10/s, 40 s left"
+
+
 def test_nothing_to_do(clock):
     assert Progress("embed", 0, stream=io.StringIO()).line() == "embed: 0 of 0 images (100 %), 0 s"
     clock[0] += 1

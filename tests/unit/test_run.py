@@ -289,6 +289,18 @@ def test_seconds_of_all_attempts_are_summed(local, monkeypatch):
     assert second.complete([write_part(local, "a", rows("x"))])["seconds"] == 7.5
 
 
+def test_time_of_a_run_that_was_killed_counts_up_to_its_last_note(local, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("time.time", lambda: clock[0])
+    killed = begin(local)
+    for _ in range(7):
+        clock[0] += 20
+        killed.note_time()
+    begin(local)  # and killed at once
+    found = begin(local).complete([write_part(local, "a", rows("x"))])
+    assert (found["seconds"], found["attempts"]) == (120.0, 3)
+
+
 def test_manifest_says_what_made_the_output(local):
     run = begin(local, exact={"seed": 3})
     for name in ("a.parquet", "b.safetensors"):

@@ -14,6 +14,7 @@ from sdd_ray.engine.shard_rows import (
     RowSource,
     arrange,
     decoded_rows,
+    forms_of,
     places_of,
     read_unit_rows,
 )
@@ -139,7 +140,7 @@ def arrays(tmp_path):
     for number, part in enumerate(np.split(np.arange(1, 51, dtype=np.float32), [20])):
         np.save(tmp_path / f"rows-{number}.npy", np.repeat(part[:, None], SIZE, axis=1))
         files.append(Location(str(tmp_path / f"rows-{number}.npy")))
-    return RowSource(tuple(files), None)
+    return RowSource(tuple(files), None, forms=forms_of(files))
 
 
 @pytest.mark.parametrize(
