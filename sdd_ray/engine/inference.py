@@ -78,7 +78,7 @@ def run_image_job(job: ImageJob, run: OutputRun) -> ImageRun:
     wanted = set(names)
     finished = {name: r for name, r in run.finished().items() if name in wanted}
     again = found_again(job.source, index_file(run), [finished.get(name) for name in names])
-    records = {name: record for name, record in finished.items() if record not in again}
+    records = {name: record for name, record in finished.items() if name not in again}
     missing = [shard for shard, name in enumerate(names) if name not in records]
     results: dict[str, Any] = {"ignored_files": listing.ignored_files}
     if missing:

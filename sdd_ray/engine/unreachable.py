@@ -10,7 +10,7 @@ from sdd_ray.errors import SddError
 from sdd_ray.formats.images import UNREADABLE, reason_of
 from sdd_ray.formats.items import Item, Source, from_table
 from sdd_ray.store.location import Location
-from sdd_ray.store.run import PartRecord
+from sdd_ray.store.run import PartRecord, part_name
 
 _LOOKS_AT_ONCE = 16
 """Images looked for together: each takes tens of milliseconds on S3."""
@@ -21,10 +21,8 @@ def unreachable(record: PartRecord) -> list[str]:
     return [reject.image_id for reject in record.rejects if reject.reason == UNREADABLE]
 
 
-def found_again(
-    source: Source, index: Location, records: Sequence[PartRecord | None]
-) -> list[PartRecord]:
-    """Return the parts in which an image that could not be reached is there now.
+def found_again(source: Source, index: Location, records: Sequence[PartRecord | None]) -> set[str]:
+    """Return the names of the parts in which an image that could not be reached is there now.
 
     Images that are still away are no reason to do the others of their part again.
 
@@ -36,30 +34,30 @@ def found_again(
     lost = {number: unreachable(r) for number, r in enumerate(records) if r is not None}
     lost = {number: names for number, names in lost.items() if names}
     if not lost:
-        return []
+        return set()
     progress = Progress("look again", sum(map(len, lost.values())))
-    found: list[int] = []
+    found: set[str] = set()
     with index.open() as stream, ThreadPoolExecutor(_LOOKS_AT_ONCE) as threads:
         table = pq.ParquetFile(stream)
-        for number, items in _items(table, lost):
+        for name, items in _items(table, lost):
             # One image that is back is enough; the others of the part are not asked for.
             for some in _portions(items):
                 is_there = any(threads.map(lambda item: _is_there(source, item), some))
                 progress.update(len(some))
                 if is_there:
-                    found.append(number)
+                    found.add(name)
                     break
     progress.close()
-    return [record for number in found if (record := records[number]) is not None]
+    return found
 
 
 def _items(
     table: pq.ParquetFile, lost: Mapping[int, Sequence[str]]
-) -> Iterator[tuple[int, list[Item]]]:
+) -> Iterator[tuple[str, list[Item]]]:
     for number, names in lost.items():
         wanted = set(names)
         rows = table.read_row_group(number)
-        yield number, [item for item in from_table(rows) if item.image_id in wanted]
+        yield part_name(number), [item for item in from_table(rows) if item.image_id in wanted]
 
 
 def _portions(items: Sequence[Item]) -> Iterator[Sequence[Item]]:

@@ -1,6 +1,7 @@
 """Where images come from: the source that a configuration describes, and images by their keys."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -41,6 +42,9 @@ def _synthetic(config: SourceConfig, _: Location) -> Source:
     return SyntheticSource(synthetic_set(config.synthetic))
 
 
+_FILES_AT_ONCE = 8
+"""Packed files listed together: on S3 most of it is waiting."""
+
 _KINDS: dict[str, Callable[[SourceConfig, Location], Source]] = {
     "folder": _folder,
     "list": open_list,
@@ -74,20 +78,27 @@ def locate(source: Source, image_ids: pa.ChunkedArray) -> pa.Table:
     if not source.needs_listing:
         return table
     wanted = set(keys.to_pylist())
-    found = to_table(item for item in _listed(source) if item.image_id in wanted)
+    found = to_table(_listed(source, wanted))
     place = pc.index_in(keys, found[IMAGE_ID].combine_chunks())
     # A key that is not there takes the row of its own that says so.
     own = pa.array(np.arange(len(keys)) + found.num_rows)
     return pa.concat_tables([found, table]).take(pc.coalesce(pc.cast(place, pa.int64()), own))
 
 
-def _listed(source: Source) -> Iterator[Item]:
+def _listed(source: Source, wanted: set[str]) -> Iterator[Item]:
     if not isinstance(source, PackedSource):
-        yield from source.items(Listing())
+        yield from (item for item in source.items(Listing()) if item.image_id in wanted)
         return
-    for file in source.files():
-        with suppress(InputError):
-            yield from source.scan(file, Listing())
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
+        for items in threads.map(lambda file: _of_file(source, file, wanted), source.files()):
+            yield from items
+
+
+def _of_file(source: PackedSource, file: str, wanted: set[str]) -> list[Item]:
+    found: list[Item] = []
+    with suppress(InputError):
+        found.extend(item for item in source.scan(file, Listing()) if item.image_id in wanted)
+    return found
 
 
 _KINDS_OF_COLUMNS = {field.name: field.type for field in columns.INDEX}

@@ -42,13 +42,13 @@ def test_only_parts_in_which_an_image_is_back_are_done_again(faces, capsys):
         None,
         record(3, [NAMES[35]], "truncated"),
     ]
-    assert found_again(source, index, records) == []
+    assert found_again(source, index, records) == set()
     assert "look again: 12 of 12 images" in capsys.readouterr().err
     face(0, 0).save(folder / NAMES[17])
     face(0, 1).save(folder / NAMES[35])  # it was there before, and is no reason
-    assert found_again(source, index, records) == [records[1]]
+    assert found_again(source, index, records) == {records[1].name}
     (folder / NAMES[3]).write_bytes(b"there, though no image")
-    assert found_again(source, index, records) == [records[0], records[1]]
+    assert found_again(source, index, records) == {records[0].name, records[1].name}
 
 
 def test_a_file_that_cannot_be_read_is_still_away(faces, monkeypatch):
@@ -58,10 +58,10 @@ def test_a_file_that_cannot_be_read_is_still_away(faces, monkeypatch):
         raise InputError("the archive cannot be read")
 
     monkeypatch.setattr(type(source), "fetch", away)
-    assert found_again(source, index, [record(0, NAMES[:2])]) == []
+    assert found_again(source, index, [record(0, NAMES[:2])]) == set()
 
 
 def test_nothing_is_opened_where_nothing_was_lost(faces):
     _, source, index = faces
     missing = index / "not there"
-    assert found_again(source, missing, [record(0, []), None]) == []
+    assert found_again(source, missing, [record(0, []), None]) == set()
