@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 from numpy.typing import NDArray
 
 from sdd_ray.columns import IMAGE_ID, PSEUDO_LABEL
@@ -90,7 +89,7 @@ def run_audit_job(
 def _find(config: AuditConfig, audited: AuditedSet, pool: Pool) -> Findings:
     first = provisional_levels_of(config, audited, pool)
     surveyed = survey(config, audited, pool, first)
-    context = Context(config, audited, pool, first, surveyed, ray.put(surveyed.identities))
+    context = Context(config, audited, pool, first, surveyed, pool.put(surveyed.identities))
     same = same_person(context)
     trusted = (surveyed.own >= first.match, same.person)
     levels, num_nonmated = levels_of(config, audited, pool, first, trusted)

@@ -7,7 +7,6 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from sdd_ray.core.audit import Split, likeness_factors
@@ -56,7 +55,7 @@ def same_person(context: Context) -> SamePerson:
     """Compare the centroids of all identities with each other."""
     config, identities = context.config, context.survey.identities
     size, match = len(identities.sizes), context.levels.match
-    factors = ray.put(likeness_factors(identities, match, config.same_person.min_images))
+    factors = context.pool.put(likeness_factors(identities, match, config.same_person.min_images))
     limits = (config.same_person.likeness, match)
     starts = range(0, size, IDENTITIES_PER_TILE)
     tiles = [slice(start, min(start + IDENTITIES_PER_TILE, size)) for start in starts]
@@ -195,7 +194,7 @@ def _nearest(
     nearest = np.full(len(rows), -1, np.int64)
     similarity, share = (np.full(len(rows), np.nan, np.float32) for _ in range(2))
     places = _by_block(context.audited, rows)
-    offsets, match, shared = context.audited.offsets, context.levels.match, ray.put(person)
+    offsets, match, shared = context.audited.offsets, context.levels.match, context.pool.put(person)
     for block, *found in context.pool.run(
         Progress("search suspects", len(rows)),
         lambda actor, block: actor.nearest.remote(
@@ -328,7 +327,7 @@ def _hashed(context: Context, plan: HashPlan) -> NDArray[np.int64]:
     size, blocks = len(audited.codes), range(len(audited.blocks))
     for _ in pool.run(Progress("hash", size), hashes, blocks, int):
         pass
-    codes = ray.put(audited.codes)
+    codes = pool.put(audited.codes)
     found = np.zeros(0, np.int64)
     for first, second in pool.run(
         Progress("find candidates", plan.tables, unit="tables"),

@@ -93,6 +93,16 @@ class Pool:
 
     def __init__(self, actors: list[Any]) -> None:
         self._actors = actors
+        self._held: list[Any] = []
+
+    def put(self, shared: Any) -> Any:
+        """Return a reference to what calls share, which is held as long as the actors.
+
+        An actor that is started again does once more what it was at, also an item that another one
+        was faster with and nobody waits for: without its arguments it does not start at all.
+        """
+        self._held.append(ray.put(shared))
+        return self._held[-1]
 
     def run(
         self,
@@ -130,21 +140,22 @@ def load(config: AuditConfig, dataset: Dataset, plan: LabelPlan, work: Location)
     drawn = _drawn(config, sizes)
     task: Any = ray.remote(load_block).options(num_returns=2, name="load embeddings", max_retries=3)
     source, places = arrange(plan, work)
-    blocks: dict[int, Any] = {}
 
-    def started(number: int) -> Any:
+    def started(number: int) -> tuple[Any, Any]:
         block = shards[number]
         where = [places[shard.number] for shard in block]
-        blocks[number], info = task.remote(source, block, where, drawn[number])
-        return info
+        rows, info = task.remote(source, block, where, drawn[number])
+        return info, rows
 
     progress = Progress("load", sum(sizes), unit="embeddings")
+    blocks: list[Any] = []
     samples: list[Sample] = []
     faults: list[NDArray[np.int8]] = []
     calls = ((partial(started, number), block) for number, block in enumerate(shards))
-    for found, block in run_tasks(calls):
+    for (found, rows), block in run_tasks(calls):
         if isinstance(found, SddError):
             raise found
+        blocks.append(rows)
         sample, fault = found
         size, others = sample.unit.shape[1], samples[0].unit.shape[1] if samples else 0
         if others not in (0, size):
@@ -153,7 +164,7 @@ def load(config: AuditConfig, dataset: Dataset, plan: LabelPlan, work: Location)
         faults.append(fault)
         progress.update(len(fault), int((fault != 0).sum()))
     progress.close()
-    return _audited(config, dataset, plan, list(blocks.values()), (samples, faults))
+    return _audited(config, dataset, plan, blocks, (samples, faults))
 
 
 def blocks_of(plan: LabelPlan) -> list[list[LabelShard]]:
@@ -254,7 +265,7 @@ def provisional_levels_of(config: AuditConfig, audited: AuditedSet, pool: Pool) 
     (levels,) = pool.run(
         Progress("first thresholds", 1, unit="samples"),
         lambda actor, sample: actor.provisional.remote(sample, rates),
-        [ray.put(audited.sample)],
+        [pool.put(audited.sample)],
     )
     return levels
 
@@ -285,7 +296,7 @@ def levels_of(
     ((levels, count),) = pool.run(
         Progress("thresholds", 1, unit="samples"),
         lambda actor, shared: actor.trusted.remote(shared, first, fmr),
-        [ray.put(rest)],
+        [pool.put(rest)],
     )
     if np.isnan(levels.match):
         raise _too_few(fmr, len(rest.codes), count)

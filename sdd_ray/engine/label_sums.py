@@ -89,11 +89,14 @@ def first_pass(
     share = min(1.0, (size + _MARGIN * np.sqrt(size)) / plan.num_rows)
     task: Any = ray.remote(_sum_group).options(num_returns=2, name="sum embeddings", max_retries=3)
     there = set(work.names()) if work.exists() else set()
-    kept: dict[int, Any] = {}
 
-    def started(number: int, group: _Group, target: Location) -> Any:
-        kept[number], error = task.remote(source, group, target, (seed, share, keep))
-        return error
+    def started(group: _Group, target: Location) -> tuple[Any, Any]:
+        rows, error = task.remote(source, group, target, (seed, share, keep))
+        return error, rows
+
+    def found_there() -> tuple[Any, Any]:
+        nothing = ray.put(None)
+        return nothing, nothing
 
     def calls() -> Iterator[tuple[Callable[[], Any], tuple[Location, bool]]]:
         for first in range(0, len(plan.shards), SHARDS_PER_GROUP):
@@ -105,13 +108,12 @@ def first_pass(
                 list(places[first : first + SHARDS_PER_GROUP]),
             )
             if name in there and not keep:
-                yield partial(ray.put, None), (work / name, False)
+                yield found_there, (work / name, False)
                 continue
-            start = partial(started, first // SHARDS_PER_GROUP, group, work / name)
-            yield start, (work / name, True)
+            yield partial(started, group, work / name), (work / name, True)
 
     found = _merged(plan, calls(), size)
-    return replace(found, groups=list(kept.values())) if keep else found
+    return found if keep else replace(found, groups=None)
 
 
 def _merged(
@@ -122,9 +124,11 @@ def _merged(
     usable: list[int] = []
     drawn: list[tuple[NDArray[np.uint64], NDArray[np.float32], NDArray[np.int64]]] = []
     progress = Progress("sum", plan.num_rows, unit="embeddings")
-    for error, (file, is_new) in run_tasks(calls):
+    groups: list[Any] = []
+    for (error, rows_kept), (file, is_new) in run_tasks(calls):
         if isinstance(error, SddError):
             raise error
+        groups.append(rows_kept)
         with np.load(io.BytesIO(file.read_bytes())) as found:
             part = EmbeddingSums(int(found["count"]), found["total"], found["second_moment"])
             number = len(usable)
@@ -153,7 +157,7 @@ def _merged(
         faulty={int(number): int(missing[number]) for number in np.flatnonzero(missing)},
         usable=np.array(usable, np.int64),
         drawn=_first_drawn(drawn, size),
-        groups=None,
+        groups=groups,
     )
 
 

@@ -174,7 +174,9 @@ def run_tasks(
     Args:
         calls: What starts a task and returns its reference, each with a label; taken one by one, so
             that never more than `most` run. A task may run twice at the same time, and must do the
-            same then.
+            same then; the slower one is ended. A pair of references stands for a task that leaves
+            something in the store: of the one that was first the result is its first answer and the
+            second reference.
         most: Tasks in flight; twice the CPUs of the cluster, which may grow, if None.
         patience_s: Seconds before which no task is started again, where some may take much longer
             than others.
@@ -208,7 +210,15 @@ class _Task:
     def __init__(self, start: Callable[[], Any], label: Any) -> None:
         self.label, self.seconds = label, 0.0
         self._start, self._began = start, time.monotonic()
-        self._refs = [start()]
+        self._refs: list[Any] = []
+        self._left: list[Any] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        started = self._start()
+        ref, left = started if isinstance(started, tuple) else (started, None)
+        self._refs.append(ref)
+        self._left.append(left)
 
     def result(self, longest: float) -> Any:
         """Return the first result.
@@ -221,10 +231,11 @@ class _Task:
             ended, _ = ray.wait(self._refs, num_returns=1, timeout=_LOOK_AGAIN_S)
             self.seconds = time.monotonic() - self._began
             if ended:
-                for other in self._refs:  # each holds a CPU, and may read gigabytes
-                    if other is not ended[0]:
-                        ray.cancel(other, force=True)
-                return ray.get(ended[0])
+                first = self._refs.index(ended[0])
+                for other in self._refs[:first] + self._refs[first + 1 :]:
+                    ray.cancel(other, force=True)  # it holds a CPU, and may read gigabytes
+                left = self._left[first]
+                return ray.get(ended[0]) if left is None else (ray.get(ended[0]), left)
             is_late = self.seconds > longest * _MORE_PATIENCE ** (len(self._refs) - 1)
             if is_late and ray.available_resources().get("CPU", 0) >= 1:
-                self._refs.append(self._start())
+                self._begin()

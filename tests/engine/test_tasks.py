@@ -148,6 +148,24 @@ def test_a_slow_item_is_given_to_few_actors():
     assert len(given) <= 3  # after 0.3 and 1.2 s
 
 
+@pytest.mark.usefixtures("_soon")
+def test_what_the_first_of_two_left_in_the_store_is_the_result(tmp_path):
+    task = _left.options(num_returns=2)
+    calls = ((partial(lambda n: tuple(task.remote(n, tmp_path / "begun")), n), n) for n in range(5))
+    for (answer, left), number in run_tasks(calls, most=2):
+        assert (answer, ray.get(left)) == (2 * number, [number])
+
+
+@ray.remote(num_cpus=1)
+def _left(number, begun):
+    """The first to be asked for three takes long; the later ones take longer still."""
+    if number == 3:
+        is_first = not begun.exists()
+        begun.touch()
+        time.sleep(2.0 if is_first else 3600)
+    return 2 * number, [number]
+
+
 def test_no_more_tasks_than_asked_for_are_in_flight():
     taken = []
 
