@@ -48,9 +48,14 @@ class RankCounts:
     missed: Sums
     qualities: NDArray[np.float64]
 
+    @property
+    def accepted(self) -> NDArray[np.bool_]:
+        """(U,) ranks that may be asked for: they have an image, and a quality is known."""
+        return np.asarray((self.images > 0) & ~np.isneginf(self.qualities))
+
     def at(self, rank: int) -> Advice:
         """Return what asking for the quality of a rank does, or the lowest one that is known."""
-        known = np.flatnonzero((self.images > 0) & ~np.isneginf(self.qualities))
+        known = np.flatnonzero(self.accepted)
         if not len(known):
             return UNREACHABLE
         rank = max(rank, int(known[0]))
@@ -101,5 +106,5 @@ def advise_fnmr(counts: RankCounts, most: float) -> Advice:
     """
     mated = counts.mated[::-1].cumsum()[::-1]
     missed = counts.missed[::-1].cumsum()[::-1]
-    reached = np.flatnonzero((mated > 0) & (missed <= most * mated) & (counts.images > 0))
+    reached = np.flatnonzero((mated > 0) & (missed <= most * mated) & counts.accepted)
     return counts.at(int(reached[0])) if len(reached) else UNREACHABLE
