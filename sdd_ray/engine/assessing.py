@@ -183,7 +183,8 @@ def evaluate_methods(
     sides = compared.sides(config.fmr)
     held = ray.put(sides)
     *seeds, of_random = _assessments(held, [*given, _random(config, compared)], protocol)
-    least = _needed_in_draws(sides, [a for of_method in seeds for seed in of_method for a in seed])
+    given_figures = [figure for of_method in seeds for seed in of_method for figure in seed]
+    least = _needed_in_draws(sides, given_figures) if config.bootstrap.draws else 0
     if least > len(sides.top.sorted):
         if compared.top is not None:
             raise NotDeepEnoughError

@@ -99,7 +99,8 @@ class Pool:
         """Return a reference to what calls share, which is held as long as the actors.
 
         An actor that is started again does once more what it was at, also an item that another one
-        was faster with and nobody waits for: without its arguments it does not start at all.
+        was faster with and nobody waits for. Once in some runs of a test an actor that had been
+        killed did not start again, for want of such an object.
         """
         self._held.append(ray.put(shared))
         return self._held[-1]

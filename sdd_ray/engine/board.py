@@ -14,7 +14,7 @@ from sdd_ray.errors import SddError
 
 
 @dataclass(frozen=True)
-class Progress:
+class WithinEpoch:
     """How far training is within an epoch.
 
     Attributes:
@@ -26,7 +26,7 @@ class Progress:
     images: int
 
 
-Note = str | Progress | dict[str, float]
+Note = str | WithinEpoch | dict[str, float]
 
 
 class _Board:
@@ -62,8 +62,8 @@ class Teller:
         ray.get(self.board.put.remote(self.prefix + line))
 
     def progress(self, line: str, images: int) -> None:
-        """Put how far an epoch is, see `Progress`."""
-        ray.get(self.board.put.remote(Progress(self.prefix + line, images)))
+        """Put how far an epoch is, see `WithinEpoch`."""
+        ray.get(self.board.put.remote(WithinEpoch(self.prefix + line, images)))
 
     def figures(self, figures: dict[str, float]) -> None:
         """Put the figures of an epoch."""
@@ -76,7 +76,7 @@ def _hear(
 ) -> None:
     if isinstance(note, str):
         sys.stderr.write(note + "\n")
-    elif isinstance(note, Progress):
+    elif isinstance(note, WithinEpoch):
         sys.stderr.write(note.line + "\n")
         progress(note.images)
     else:

@@ -19,11 +19,9 @@ from sdd_ray.formats.folder import UNREADABLE_FOLDER
 from sdd_ray.formats.items import Item, Listing, PackedSource, Source, from_table, to_table
 from sdd_ray.formats.landmarks import WithLandmarks
 from sdd_ray.store.location import Location
-from sdd_ray.store.run import INDEX, LISTING, OutputRun, Reject, part_name
+from sdd_ray.store.run import INDEX, LISTING, READ_AT_ONCE, OutputRun, Reject, part_name
 
 _ROWS_AT_ONCE = 16_384
-_LOOKS_AT_ONCE = 16
-"""Files looked at together: each takes tens of milliseconds on S3."""
 
 _PATIENCE_S = 120.0
 """A file of millions of images takes a minute and gigabytes, and others nothing."""
@@ -80,7 +78,7 @@ def list_images(source: Source, images_per_shard: int, run: OutputRun) -> tuple[
 def versions_of(source: Source) -> dict[str, str]:
     """Return what tells the files of a packed source from others of the same names."""
     places = source.origins()
-    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as threads:
+    with ThreadPoolExecutor(READ_AT_ONCE) as threads:
         versions = threads.map(lambda place: str(place.version()), places)
         return {place.uri: version for place, version in zip(places, versions, strict=True)}
 

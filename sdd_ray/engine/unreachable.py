@@ -10,10 +10,7 @@ from sdd_ray.errors import SddError
 from sdd_ray.formats.images import UNREADABLE, reason_of
 from sdd_ray.formats.items import Item, Source, from_table
 from sdd_ray.store.location import Location
-from sdd_ray.store.run import PartRecord, part_name
-
-_LOOKS_AT_ONCE = 16
-"""Images looked for together: each takes tens of milliseconds on S3."""
+from sdd_ray.store.run import READ_AT_ONCE, PartRecord, part_name
 
 
 def unreachable(record: PartRecord) -> list[str]:
@@ -37,7 +34,7 @@ def found_again(source: Source, index: Location, records: Sequence[PartRecord | 
         return set()
     progress = Progress("look again", sum(map(len, lost.values())))
     found: set[str] = set()
-    with index.open() as stream, ThreadPoolExecutor(_LOOKS_AT_ONCE) as threads:
+    with index.open() as stream, ThreadPoolExecutor(READ_AT_ONCE) as threads:
         table = pq.ParquetFile(stream)
         for name, items in _items(table, lost):
             # One image that is back is enough; the others of the part are not asked for.
@@ -61,8 +58,8 @@ def _items(
 
 
 def _portions(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    for first in range(0, len(items), _LOOKS_AT_ONCE):
-        yield items[first : first + _LOOKS_AT_ONCE]
+    for first in range(0, len(items), READ_AT_ONCE):
+        yield items[first : first + READ_AT_ONCE]
 
 
 def _is_there(source: Source, item: Item) -> bool:

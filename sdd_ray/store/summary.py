@@ -44,7 +44,7 @@ def csv_bytes(table: pa.Table, delimiter: str = ",", header: bool = True) -> byt
 
 def _csv(table: pa.Table, delimiter: str, header: bool, quotes: str) -> bytes:
     sink = pa.BufferOutputStream()
-    if header:  # Arrow quotes the names, which need none; how not to is told to new versions only
+    if header:  # Arrow quotes the names, which need none; before pyarrow 22 it must
         sink.write((delimiter.join(table.column_names) + "\n").encode())
     options = pa_csv.WriteOptions(include_header=False, quoting_style=quotes, delimiter=delimiter)
     pa_csv.write_csv(table, sink, options)
